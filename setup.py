@@ -1,0 +1,61 @@
+"""The compiled modules. Everything else about the package is in pyproject.toml.
+
+Environment switches, each read once here:
+
+``ZMQCORE_ASAN=1``    instrument with the address and undefined-behaviour sanitizers (``make asan``)
+``ZMQCORE_TRACE=1``   Cython line tracing, for coverage; never in a release
+``ZMQCORE_WERROR=1``  a compiler warning fails the build
+
+The switches do not mark what they built, so give each its own tree (``make asan`` does) or ``make clean`` between.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+ASAN, TRACE, WERROR = (os.environ.get(f"ZMQCORE_{name}") == "1" for name in ("ASAN", "TRACE", "WERROR"))
+
+MODULES = ["_libzmq", "_frame", "_socket", "_channel", "_pool", "_port", "_body"]
+
+compile_args, link_args = [], []
+if sys.platform != "win32":
+    compile_args += [
+        "-O2",
+        "-Wall",
+        "-Wextra",
+        # Python fixes the signatures of slots and methods (self, args, closure); Cython cannot leave one out.
+        "-Wno-unused-parameter",
+        # Cython, like CPython itself, leaves the rest of a type's or module's table to be zero.
+        "-Wno-missing-field-initializers",
+    ]
+if WERROR:
+    compile_args.append("-Werror")
+if ASAN:
+    sanitizers = "-fsanitize=address,undefined"
+    compile_args += [sanitizers, "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g", "-O1"]
+    link_args.append(sanitizers)
+
+setup(
+    ext_modules=cythonize(
+        [
+            Extension(
+                f"zmqcore.{name}",
+                [f"zmqcore/{name}.pyx"],
+                extra_compile_args=compile_args,
+                extra_link_args=link_args,
+                # dlopen and dlsym lived in a library of their own before glibc 2.34.
+                libraries=["dl"] if sys.platform.startswith("linux") else [],
+                define_macros=[("CYTHON_TRACE_NOGIL", "1")] if TRACE else [],
+            )
+            for name in MODULES
+            if Path(f"zmqcore/{name}.pyx").exists()
+        ],
+        # Cython.Coverage looks for the C file beside its source; otherwise the tree stays clean.
+        build_dir=None if TRACE else "build/cython",
+        compiler_directives={"linetrace": True} if TRACE else {},
+        force=TRACE,
+    ),
+)
