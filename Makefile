@@ -1,0 +1,137 @@
+# Everything a checkout can do. `make` alone lists it. Needs Python >= 3.11 with its C headers, a C compiler, make.
+#
+#   make test PYTHON=python3.12 VENV=.venv312      another Python, in an environment of its own
+#   make test ARGS='tests/frame -k vectors'        whatever pytest should be told
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+CC ?= cc
+
+PY := $(VENV)/bin/python
+# pip is quiet, and does not talk about its own next version.
+PIP := $(PY) -m pip --disable-pip-version-check -q
+
+SOURCES := $(wildcard zmqcore/*.pyx zmqcore/*.pxd) setup.py
+COMPILED = $(patsubst zmqcore/%.pyx,zmqcore.%,$(wildcard zmqcore/*.pyx))
+
+.PHONY: help
+help:  ## this list
+	@echo 'zmqcore: brokerless RPC over ZeroMQ. Each target does its own set-up; start with `make demo`.'
+	@echo
+	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)$$/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'\t' '{ printf "  make %-9s %s\n", $$1, $$2 }'
+	@echo
+	@echo '  PYTHON=python3.12   the Python to make the environment with (now: $(PYTHON))'
+	@echo '  VENV=.venv312       where to make it (now: $(VENV))'
+	@echo "  ARGS='...'          passed on to demo, pytest or the benchmarks"
+
+# -- the environment ------------------------------------------------------------------------------------
+# Three stamps: what is installed to run (changes with pyproject.toml), what is compiled (changes with the
+# sources), and the tools for tests, checks and benchmarks, which `make demo` does not need.
+
+.PHONY: venv
+venv: $(VENV)/.built  ## make .venv with zmqcore built and installed in it; again, only what has changed
+
+# A PYTHON that was asked for must not be ignored because an environment of another version exists.
+ifneq ($(origin PYTHON),file)
+ifneq ($(wildcard $(PY)),)
+ifneq ($(shell $(PYTHON) -V 2>&1),$(shell $(PY) -V 2>&1))
+ifeq ($(filter clean help,$(MAKECMDGOALS)),)
+$(error $(VENV) has $(shell $(PY) -V 2>&1), but PYTHON=$(PYTHON) is $(shell $(PYTHON) -V 2>&1). Add VENV=<another directory>, or `make clean` first)
+endif
+endif
+endif
+endif
+
+$(PY):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo 'zmqcore needs Python 3.11 or later; $(PYTHON) is '"$$($(PYTHON) -V 2>&1)"'. Name another: make PYTHON=python3.12' >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { \
+	  echo '$(PYTHON) cannot make an environment. On Debian and Ubuntu: apt-get install python3-venv python3-dev gcc' >&2; exit 1; }
+
+# An editable install compiles in place; the .so files beside the sources are what the checkout imports.
+$(VENV)/.installed: pyproject.toml setup.py MANIFEST.in | $(PY)
+	@echo 'installing zmqcore and what it needs into $(VENV) ...'
+	@$(PIP) install 'pip>=23.1' 'setuptools>=77' 'Cython>=3.1'
+	@$(PIP) install --no-build-isolation -e '.[cli,numpy]'
+	@touch $@
+
+$(VENV)/.built: $(SOURCES) $(VENV)/.installed
+	@$(PY) setup.py -q build_ext --inplace
+	@touch $@
+
+# zmqcore is there already, so pip takes from it only the list of what the extra names.
+$(VENV)/.tools: $(VENV)/.built pyproject.toml
+	@if [ ! -e $@ ] || [ pyproject.toml -nt $@ ]; then \
+	  echo 'installing the tools for tests, checks and benchmarks into $(VENV) ...'; \
+	  $(PIP) install 'zmqcore[dev]'; fi
+	@touch $@
+
+# -- what it is for -------------------------------------------------------------------------------------
+
+.PHONY: demo test bench
+demo: $(VENV)/.built  ## 4 workers analyse the standard library by RPC, one is killed, every result is checked
+	@$(VENV)/bin/zmqcore demo $(ARGS)
+
+test: $(VENV)/.tools  ## every test; ARGS='tests/frame -k vectors' for some
+	@$(PY) -m pytest $(ARGS)
+
+bench: $(VENV)/.tools  ## the regression suite of the benchmarks
+	@$(PY) -m pytest bench $(ARGS)
+
+# -- the checks -----------------------------------------------------------------------------------------
+
+.PHONY: lint
+lint: $(VENV)/.tools  ## formatting, style, types, stubs against the built modules, spelling, layers
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/cython-lint zmqcore
+	$(VENV)/bin/mypy
+	$(VENV)/bin/stubtest $(COMPILED)
+	$(VENV)/bin/codespell
+	$(PY) -m pytest -q tests/test_layering.py
+
+# -- the wheel ------------------------------------------------------------------------------------------
+
+.PHONY: wheel
+wheel: $(VENV)/.tools  ## dist/: the sdist, the wheel built from it (manylinux where possible), tried in a fresh environment
+	@rm -rf build/wheel && mkdir -p build/wheel dist
+	@$(PY) -m build --outdir build/wheel . > build/wheel/log 2>&1 || { cat build/wheel/log >&2; exit 1; }
+	@cp build/wheel/*.tar.gz dist/
+	@if $(PY) -m auditwheel repair --wheel-dir dist build/wheel/*.whl > build/wheel/audit 2>&1; then \
+	  tail -1 build/wheel/audit; \
+	else \
+	  echo 'not tagged manylinux (see build/wheel/audit); the wheel is for this machine only' >&2; cp build/wheel/*.whl dist/; \
+	fi
+	@$(PYTHON) -m venv build/wheel/venv
+	@build/wheel/venv/bin/python -m pip --disable-pip-version-check -q install --find-links dist --no-index --no-deps zmqcore
+	@build/wheel/venv/bin/python -m pip --disable-pip-version-check -q install --find-links dist 'zmqcore[cli]'
+	@cd build/wheel && PYTHONSAFEPATH=1 venv/bin/python -W error -c 'import zmqcore; print("imports from", zmqcore.__file__)'
+	@ls -l dist
+
+# -- sanitizers -----------------------------------------------------------------------------------------
+# A copy of the sources, because an instrumented .so beside them would be what everything else imports.
+
+ASAN_TREE := build/asan
+ASAN_LIB = $(shell $(CC) -print-file-name=libasan.so)
+
+.PHONY: asan
+asan: $(VENV)/.tools  ## the frame tests on a build with the address and undefined-behaviour sanitizers
+	@[ -e '$(ASAN_LIB)' ] || { echo '$(CC) has no libasan.so; install gcc with its sanitizers' >&2; exit 1; }
+	@mkdir -p $(ASAN_TREE) && rm -rf $(ASAN_TREE)/tests
+	@tar cf - --exclude='*.so' --exclude=__pycache__ setup.py pyproject.toml zmqcore tests | tar xf - -C $(ASAN_TREE)
+	@cd $(ASAN_TREE) && ZMQCORE_ASAN=1 $(abspath $(PY)) setup.py -q build_ext --inplace
+	@# Leaks: CPython itself leaves much at exit. pymalloc would hide overruns inside its arenas.
+	@cd $(ASAN_TREE) && LD_PRELOAD='$(ASAN_LIB)' PYTHONMALLOC=malloc PYTHONPATH=$(abspath $(ASAN_TREE)) \
+	  ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 ZMQCORE_ASAN=1 \
+	  $(abspath $(PY)) -m pytest -p no:cacheprovider $(or $(ARGS),tests/frame)
+
+.PHONY: clean
+clean:  ## remove what the other targets have made
+	rm -rf $(VENV) build dist *.egg-info zmqcore/*.so zmqcore/*.c .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find zmqcore tests bench -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
