@@ -1,0 +1,71 @@
+"""The envelope for the other compiled modules: see ``_frame.pyx`` for what each function promises."""
+
+from libc.stddef cimport size_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+
+from zmqcore._libzmq cimport zc_msg_t
+
+cdef enum Kind:
+    KIND_CALL = 1
+    KIND_CAST = 2
+    KIND_FANOUT = 3
+    KIND_REPLY = 4
+    KIND_ERROR = 5
+    KIND_ACK = 6
+    KIND_PING = 7
+    KIND_PONG = 8
+    KIND_HELLO = 9
+    KIND_GOODBYE = 10
+    KIND_CANCEL = 11
+    KIND_LAST = 11
+
+cdef enum:
+    HEADER_BYTES = 40
+    FLAG_FLOW = 1
+    NO_DEADLINE = 0xFFFFFFFF
+
+cdef struct Header:
+    uint8_t kind
+    uint8_t flags
+    uint8_t codec
+    uint16_t n_buffers
+    uint64_t id
+    uint64_t ack
+    uint32_t remaining_ms
+    uint16_t topic_bytes
+    uint16_t method_bytes
+    uint32_t metadata_bytes
+    uint32_t body_bytes
+
+cdef struct Parcel:
+    # A message on its way out. Owned by whoever packed it until parcel_send or parcel_close.
+    zc_msg_t head
+    zc_msg_t *parts         # owned array of n_parts messages; NULL when there are none
+    Py_ssize_t n_parts
+    size_t n_bytes          # of the head and all parts
+    unsigned char *header   # borrowed: into head, valid until head is sent
+
+cdef const char *parse_header(const unsigned char *data, size_t size, Header *header) noexcept nogil
+
+cdef int parcel_pack(
+    Parcel *parcel, Header *header, bytes topic, method, bytes metadata, body, buffers,
+    size_t max_bytes, Py_ssize_t max_buffers
+) except -1
+cdef int parcel_pack_control(Parcel *parcel, Header *header, const void *body) except -1
+cdef void parcel_set_id(Parcel *parcel, uint64_t id) noexcept nogil
+cdef void parcel_set_ack(Parcel *parcel, uint64_t ack) noexcept nogil
+cdef void parcel_set_remaining(Parcel *parcel, uint32_t remaining_ms) noexcept nogil
+cdef int parcel_send(Parcel *parcel, void *socket) noexcept nogil
+cdef void parcel_close(Parcel *parcel) noexcept nogil
+
+cdef int release_sent_buffers() except -1
+
+cdef class Envelope:
+    cdef zc_msg_t head
+    cdef Header header
+    cdef const unsigned char *data      # borrowed: into head
+    cdef readonly list buffers          # read-only memoryviews, one per out-of-band buffer
+    cdef readonly size_t n_bytes        # of all parts together
+
+cdef Envelope envelope_take(zc_msg_t *head, const Header *header)
+cdef object part_take(zc_msg_t *part)

@@ -1,0 +1,56 @@
+from collections.abc import Sequence
+from typing import final
+
+from typing_extensions import Buffer
+
+__all__ = ["KINDS", "Envelope", "pack", "pinned"]
+
+KINDS: dict[str, int]
+
+@final
+class Envelope:
+    def __new__(cls) -> Envelope: ...
+    @property
+    def buffers(self) -> list[memoryview]: ...
+    @property
+    def n_bytes(self) -> int: ...
+    @staticmethod
+    def parse(parts: Sequence[Buffer]) -> Envelope: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def flags(self) -> int: ...
+    @property
+    def codec(self) -> int: ...
+    @property
+    def id(self) -> int: ...
+    @property
+    def ack(self) -> int: ...
+    @property
+    def remaining_ms(self) -> int | None: ...
+    @property
+    def topic(self) -> bytes: ...
+    @property
+    def method(self) -> str: ...
+    @property
+    def metadata(self) -> bytes: ...
+    @property
+    def body(self) -> memoryview: ...
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+
+def pack(
+    kind: str,
+    *,
+    id: int = 0,
+    topic: bytes = b"",
+    method: str = "",
+    metadata: bytes = b"",
+    body: Buffer = b"",
+    buffers: list[Buffer] | None = None,
+    codec: int = 0,
+    flags: int = 0,
+    ack: int = 0,
+    remaining_ms: int | None = None,
+    max_bytes: int = 0xFFFFFFFF,
+) -> list[bytes]: ...
+def pinned() -> dict[str, int]: ...
