@@ -90,7 +90,8 @@ bench: $(VENV)/.tools  ## the regression suite of the benchmarks
 lint: $(VENV)/.tools  ## formatting, style, types, stubs against the built modules, spelling, layers
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
-	$(VENV)/bin/cython-lint zmqcore
+	@# it runs pycodestyle by name
+	PATH=$(abspath $(VENV)/bin):$$PATH cython-lint zmqcore
 	$(VENV)/bin/mypy
 	$(VENV)/bin/stubtest $(COMPILED)
 	$(VENV)/bin/codespell

@@ -6,7 +6,8 @@ Environment switches, each read once here:
 ``ZMQCORE_TRACE=1``   Cython line tracing, for coverage; never in a release
 ``ZMQCORE_WERROR=1``  a compiler warning fails the build
 
-The switches do not mark what they built, so give each its own tree (``make asan`` does) or ``make clean`` between.
+The switches do not mark what they built: give each a tree of its own (``make asan`` does), or ``make clean``
+between.
 """
 
 import os
