@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Callable, Generator
@@ -27,10 +28,13 @@ class Held(NamedTuple):
     fds: dict[tuple[int, str], str]
     threads: dict[int, str]
     counters: dict[str, int]
+    kept_fds: int
+    """How many of ``fds`` the core keeps on purpose, for the next thread that waits."""
 
     @classmethod
     def now(cls) -> Held:
-        return cls(_open_fds(), _threads(), _counters())
+        counters = _counters()
+        return cls(_open_fds(), _threads(), counters, counters.pop("waiters.idle", 0))
 
     def left_over(self, before: Held) -> list[str]:
         """Name what is held now and was not before.
@@ -38,7 +42,7 @@ class Held(NamedTuple):
         What only replaced its like (a reconnection of something that a wider fixture holds) is not left over.
         """
         lines = []
-        if len(self.fds) > len(before.fds):
+        if len(self.fds) - self.kept_fds > len(before.fds) - before.kept_fds:
             lines += [f"fd {name}" for key, name in sorted(self.fds.items()) if key not in before.fds]
         if len(self.threads) > len(before.threads):
             lines += [f"thread {name}" for key, name in self.threads.items() if key not in before.threads]
@@ -76,7 +80,15 @@ def _threads() -> dict[int, str]:
 
 
 def _counters() -> dict[str, int]:
-    return {}
+    """What the core counts for itself, of those of its modules that this process has imported."""
+    counters: dict[str, int] = {}
+    if frame := sys.modules.get("zmqcore._frame"):
+        counters |= {f"pinned.{name}": value for name, value in frame.pinned().items()}
+    if socket := sys.modules.get("zmqcore._socket"):
+        waiters = socket.waiters()
+        counters["waiters.in_use"] = waiters["open"] - waiters["idle"]
+        counters["waiters.idle"] = waiters["idle"]
+    return counters
 
 
 def _wait_until_settled(before: Held) -> list[str]:

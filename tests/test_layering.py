@@ -17,7 +17,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-# Who may import whom, from the bottom up. A room is a module, or a package with all that is in it, whose parts
+# Who may import whom, from the bottom up. A room is a module, or a package with all that is in it; its parts
 # may use each other. What is not in a room's list is up or sideways.
 BASE = ["errors", "_version"]
 LAYERS: dict[str, list[str]] = {

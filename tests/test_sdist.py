@@ -18,7 +18,7 @@ FILES = ("setup.py", "pyproject.toml", "MANIFEST.in", "Makefile", "LICENSE", "RE
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the sources, for packaging writes beside them; with the generated C, to save generating it."""
+    """A copy of the sources, as packaging writes beside them; with the generated C, to save generating it."""
     copy = tmp_path_factory.mktemp("sdist") / "tree"
     junk = shutil.ignore_patterns("__pycache__", "*.so", "*.egg-info", ".*")
     for name in (*SHIPPED, "build/cython"):
