@@ -1,0 +1,653 @@
+"""Measure zmqcore beside bare pyzmq and beside the same thing in C, all in one run.
+
+::
+
+    python bench/side_by_side.py                       # everything: about 6 minutes
+    python bench/side_by_side.py --quick               # a first look: half a minute
+    python bench/side_by_side.py --tasks call,cast --rounds 30 --json result.json
+    python bench/side_by_side.py --only c,pyzmq        # without zmqcore
+
+A round starts a fresh client and a fresh server process for every peer and transport, runs each task with
+the peers one right after the other (in rotated order), and ends the processes. Ratios are taken within a
+round; what is printed is the median over the rounds and, in brackets, the quartiles. ``bench/README.md`` says
+how to read it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import resource
+import select
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import floor
+import zmq
+
+BENCH = Path(__file__).resolve().parent
+MIB = 1 << 20
+
+
+# -- what is measured ------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One measurement: which peer runs which command of the line protocol; ``{s}`` is its duration."""
+
+    name: str
+    peer: str
+    command: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """Entries that are measured one right after the other."""
+
+    name: str
+    title: str
+    entries: tuple[Entry, ...]
+
+
+def same_command(name: str, title: str, command: str, peers: str) -> Task:
+    """Return the task that lets several peers run one command."""
+    return Task(name, title, tuple(Entry(peer, peer, command) for peer in peers.split()))
+
+
+TASKS = (
+    same_command("call", "sequential call, 16 B", "call 16 {s}", "c pyzmq pyzmq-msgpack zmqcore zmqcore-w4"),
+    same_command("cast", "cast, 16 B", "cast 16 {s}", "c pyzmq pyzmq-msgpack zmqcore"),
+    same_command("cast-1k", "cast, 1 KiB", "cast 1024 {s}", "c pyzmq pyzmq-msgpack zmqcore"),
+    same_command("call-1m", "call, 1 MiB each way", f"call {MIB} {{s}}", "c pyzmq-frames zmqcore"),
+    Task(
+        "threads",
+        "16 B calls from 1 and 8 threads",
+        tuple(
+            Entry(f"{peer} x{threads}", peer, f"threads 16 {{s}} {threads}")
+            for peer in ("c", "pyzmq", "zmqcore")
+            for threads in (1, 8)
+        ),
+    ),
+    same_command(
+        "inflight", "100 calls in flight, 16 B", "inflight 16 {s} 100", "c pyzmq pyzmq-msgpack zmqcore"
+    ),
+    same_command("pack", "pack + unpack of a small call, no I/O", "pack 16 {s}", "zmqcore"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Goal:
+    """What is to be reached: ``metric`` of ``entry``, divided by that of ``against`` if there is one."""
+
+    title: str
+    task: str
+    entry: str
+    metric: str
+    at_most: bool
+    goal: float
+    against: str = ""
+    aim: bool = False
+    transports: tuple[str, ...] = ("tcp", "ipc")
+
+
+GOALS = (
+    Goal("sequential call, workers=0, p50 / bare pyzmq", "call", "zmqcore", "p50_us", True, 0.7, "pyzmq"),
+    Goal("sequential call, workers=0, p50 / C", "call", "zmqcore", "p50_us", True, 0.6, "c", aim=True),
+    Goal("sequential call, workers=4, p50 / bare pyzmq", "call", "zmqcore-w4", "p50_us", True, 1.3, "pyzmq"),
+    Goal("cast 16 B, messages/s", "cast", "zmqcore", "rate", False, 500_000),
+    Goal("cast 16 B, messages/s", "cast", "zmqcore", "rate", False, 1_000_000, aim=True),
+    Goal("cast 1 KiB, rate / C", "cast-1k", "zmqcore", "rate", False, 0.7, "c"),
+    Goal("call 1 MiB each way, rate / C", "call-1m", "zmqcore", "rate", False, 0.85, "c"),
+    Goal("8 threads on a client, rate / 1 thread", "threads", "zmqcore x8", "rate", False, 2, "zmqcore x1"),
+    Goal(
+        "8 threads on a client, rate / 1 thread",
+        "threads",
+        "zmqcore x8",
+        "rate",
+        False,
+        3,
+        "zmqcore x1",
+        aim=True,
+    ),
+    Goal("pack + unpack of a small call, µs", "pack", "zmqcore", "p50_us", True, 1.5, transports=("tcp",)),
+)
+
+
+# -- the processes ---------------------------------------------------------------------------------------
+
+
+class PeerFailed(RuntimeError):
+    """A measured process ended, reported a fault, or did not answer in time."""
+
+
+class Process:
+    """One measured process; a context manager that ends it."""
+
+    def __init__(self, command: list[str], environment: dict[str, str]) -> None:
+        self.command = command
+        self.errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by end()
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+            env=environment,
+            bufsize=0,
+        )
+        self.rest = b""
+
+    def read(self, timeout: float = 30.0) -> dict[str, Any]:
+        """Return the next answer; raise ``PeerFailed`` if there is none within ``timeout`` seconds."""
+        assert self.process.stdout is not None
+        end = time.monotonic() + timeout
+        while b"\n" not in self.rest:
+            ready, _, _ = select.select([self.process.stdout], [], [], max(end - time.monotonic(), 0))
+            if not ready:
+                raise PeerFailed(f"{self.name}: no answer within {timeout:g} s")
+            more = os.read(self.process.stdout.fileno(), 65536)
+            if not more:
+                self.process.wait()
+                raise PeerFailed(f"{self.name}: ended with {self.process.returncode}; {self.last_words()}")
+            self.rest += more
+        line, _, self.rest = self.rest.partition(b"\n")
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise PeerFailed(f"{self.name}: {answer['error']}")
+        return answer
+
+    def ask(self, command: str, timeout: float = 30.0) -> dict[str, Any]:
+        """Send a command and return the answer."""
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write(command.encode() + b"\n")
+        except BrokenPipeError:
+            pass  # read() says why
+        return self.read(timeout)
+
+    @property
+    def name(self) -> str:
+        """The command without its paths."""
+        return " ".join(word.rpartition("/")[2] if word.startswith("/") else word for word in self.command)
+
+    def last_words(self) -> str:
+        """Return the end of what the process wrote to its standard error."""
+        self.errors.seek(0)
+        return self.errors.read().decode(errors="replace").strip()[-2000:] or "nothing on its standard error"
+
+    def end(self) -> None:
+        """Close its input, which ends it; kill it if that does not."""
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                pipe.close()
+        try:
+            self.process.wait(5)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.errors.close()
+
+
+class Pair:
+    """A server and its client."""
+
+    def __init__(self, server: Process, client: Process) -> None:
+        self.server = server
+        self.client = client
+
+    def measure(self, command: str, seconds: float) -> dict[str, Any]:
+        """Run one command at the client; add the CPU time of both processes per call."""
+        before = self.server.ask("cpu")["cpu"]
+        answer = self.client.ask(command, timeout=60 + 10 * seconds)
+        served = self.server.ask("cpu")["cpu"] - before
+        if answer.get("total"):
+            answer["cpu_us"] = (answer["cpu"] + served) * 1e6 / answer["total"]
+            answer["client_cpu_us"] = answer["cpu"] * 1e6 / answer["total"]
+        return answer
+
+    def end(self) -> None:
+        self.client.end()
+        self.server.end()
+
+
+class Peers:
+    """Starts the processes of every peer."""
+
+    def __init__(self, options: argparse.Namespace, scratch: Path) -> None:
+        self.scratch = scratch
+        self.environment = dict(os.environ)
+        if importlib.util.find_spec("zmqcore") is None:  # not installed, but perhaps built in place
+            paths = [str(BENCH.parent), os.environ.get("PYTHONPATH", "")]
+            self.environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+        self.spin = [] if options.spin is None else [f"--spin={options.spin}"]
+        self.libzmq = options.libzmq or floor.libzmq_path()
+        self.floor = floor.compiled()
+        self.started = 0
+
+    def command(self, peer: str, role: str, endpoint: str) -> list[str]:
+        """Return the command line of ``peer`` in the ``role`` of "server" or "client"."""
+        kind, _, form = peer.partition("-")
+        if kind == "c":
+            return [str(self.floor), str(self.libzmq), role, endpoint]
+        if kind == "pyzmq":
+            return [sys.executable, str(BENCH / "peers_pyzmq.py"), role, form or "plain", endpoint]
+        workers = form.removeprefix("w") or "0"
+        options = [f"--workers={workers}", *self.spin]
+        return [sys.executable, str(BENCH / "peers_zmqcore.py"), role, endpoint, *options]
+
+    def start(self, names: Iterable[str], transport: str) -> dict[str, Pair]:
+        """Start a pair for each name, all at once; on a failure none is left."""
+        servers: dict[str, Process] = {}
+        clients: dict[str, Process] = {}
+        try:
+            for name in names:
+                self.started += 1
+                tcp, ipc = "tcp://127.0.0.1:*", f"ipc://{self.scratch}/{self.started}"
+                endpoint = tcp if transport == "tcp" else ipc
+                servers[name] = Process(self.command(name, "server", endpoint), self.environment)
+            for name, server in servers.items():
+                endpoint = server.read()["endpoint"]
+                clients[name] = Process(self.command(name, "client", endpoint), self.environment)
+            for client in clients.values():
+                client.read()
+        except BaseException:
+            for process in [*clients.values(), *servers.values()]:
+                process.end()
+            raise
+        return {name: Pair(servers[name], clients[name]) for name in servers}
+
+
+# -- the run ---------------------------------------------------------------------------------------------
+
+
+def environment(peers: Peers) -> dict[str, Any]:
+    """Return what the figures depend on, as far as it can be known."""
+
+    def version(distribution: str) -> str:
+        try:
+            return importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            return ""
+
+    def first_line(*command: str) -> str:
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=BENCH)
+        except OSError:
+            return ""
+        return done.stdout.partition("\n")[0] if done.returncode == 0 else ""
+
+    model = platform.processor()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        model = names[0].partition(":")[2].strip() if names else model
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "cpu": model,
+        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "load": os.getloadavg(),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "gil": getattr(sys, "_is_gil_enabled", lambda: True)(),
+        "zmqcore": version("zmqcore"),
+        "commit": first_line("git", "describe", "--always", "--dirty"),
+        "pyzmq": zmq.__version__,
+        "libzmq": zmq.zmq_version(),
+        "libzmq_path": Path(peers.libzmq).name,
+        "msgpack": version("msgpack"),
+        "compiler": first_line(*floor.compiler(), "--version"),
+        "flags": " ".join(floor.FLAGS),
+    }
+
+
+@dataclasses.dataclass
+class Result:
+    """What was measured.
+
+    ``samples[transport, task, entry]`` has one answer per round, None for a failed one; ``others`` the CPUs
+    that foreign processes kept busy during each round, where that is known.
+    """
+
+    samples: dict[tuple[str, str, str], list[dict[str, Any] | None]] = dataclasses.field(default_factory=dict)
+    failures: list[str] = dataclasses.field(default_factory=list)
+    soaks: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    others: list[float] = dataclasses.field(default_factory=list)
+
+    def values(self, transport: str, task: str, entry: str, metric: str) -> list[float | None]:
+        """Return one metric of one entry, round by round."""
+        found = self.samples.get((transport, task, entry), [])
+        return [sample.get(metric) if sample is not None else None for sample in found]
+
+
+class Others:
+    """How many CPUs processes that are not ours keep busy. Knows it on Linux only.
+
+    It matters: with one of two CPUs taken, client and server share the other and no idle CPU has to be woken:
+    a blocking round trip in C takes 44 µs then, and 85 on a quiet machine.
+    """
+
+    def __init__(self) -> None:
+        self.before = self.now()
+
+    @staticmethod
+    def now() -> tuple[float, float, float]:
+        """Return the clock, the CPU seconds of everybody, and ours with those of our ended processes."""
+        busy = 0.0
+        if sys.platform == "linux":
+            ticks = [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]
+            busy = (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")  # all but idle and iowait
+        ours = 0.0
+        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN):
+            usage = resource.getrusage(who)
+            ours += usage.ru_utime + usage.ru_stime
+        return time.monotonic(), busy, ours
+
+    def busy(self) -> float | None:
+        """Return the average since the last time; call it when no measured process runs."""
+        before, self.before = self.before, self.now()
+        elapsed, busy, ours = (now - then for now, then in zip(self.before, before, strict=True))
+        return max(busy - ours, 0.0) / elapsed if sys.platform == "linux" else None
+
+
+def spread(values: Iterable[float | None]) -> tuple[float, float, float] | None:
+    """Return the lower quartile, the median and the upper quartile; None without values."""
+    known = sorted(value for value in values if value is not None)
+    if not known:
+        return None
+    if len(known) == 1:
+        return known[0], known[0], known[0]
+    low, middle, high = statistics.quantiles(known, n=4, method="inclusive")
+    return low, middle, high
+
+
+def reached(result: Result, goal: Goal, transport: str) -> tuple[float, float, float] | None:
+    """Return quartiles and median of a goal's figure, the ratio taken within each round."""
+    own = result.values(transport, goal.task, goal.entry, goal.metric)
+    if not goal.against:
+        return spread(own)
+    other = result.values(transport, goal.task, goal.against, goal.metric)
+    return spread(a / b if a and b else None for a, b in zip(own, other, strict=False))
+
+
+def run(options: argparse.Namespace, peers: Peers, tasks: list[Task]) -> Result:
+    """Run all rounds; a failed measurement is noted, and the run goes on with fresh processes."""
+    result = Result()
+    names = list(dict.fromkeys(entry.peer for task in tasks for entry in task.entries))
+    others = Others()
+    for number in range(options.rounds):
+        for transport in options.transports:
+            where = f"round {number + 1}/{options.rounds}, {transport}"
+            progress(f"{where}: starting {', '.join(names)}")
+            pairs = peers.start(names, transport)
+            try:
+                for task in tasks:
+                    turn = number % len(task.entries)
+                    for entry in task.entries[turn:] + task.entries[:turn]:
+                        progress(f"{where}: {task.title}: {entry.name}")
+                        command = entry.command.format(s=options.seconds)
+                        sample: dict[str, Any] | None = None
+                        try:
+                            sample = pairs[entry.peer].measure(command, options.seconds)
+                        except PeerFailed as failure:
+                            result.failures.append(f"{where}, {task.name}: {failure}")
+                            pairs[entry.peer].end()
+                            pairs |= peers.start([entry.peer], transport)
+                        key = (transport, task.name, entry.name)
+                        result.samples.setdefault(key, []).append(sample)
+            finally:
+                for pair in pairs.values():
+                    pair.end()
+        busy = others.busy()
+        if busy is not None:
+            result.others.append(busy)
+    if options.soak:
+        for transport in options.transports:
+            progress(f"soak, {transport}: {options.soak} calls by 8 threads")
+            pair = peers.start(["zmqcore"], transport)["zmqcore"]
+            try:
+                patience = options.soak * 1e-4  # of which measure() takes ten times: 1 ms a call
+                result.soaks[transport] = pair.measure(f"soak 16 {options.soak} 8", patience)
+            except PeerFailed as failure:
+                result.failures.append(f"soak, {transport}: {failure}")
+            finally:
+                pair.end()
+    progress("")
+    return result
+
+
+def progress(text: str) -> None:
+    """Show one line that the next one replaces; nothing if nobody looks."""
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\r\x1b[2K{text}")
+        sys.stderr.flush()
+
+
+# -- the report ------------------------------------------------------------------------------------------
+
+
+def figure(value: float | None) -> str:
+    """Return a number with three or four significant digits."""
+    if value is None:
+        return "-"
+    if value >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """Return rows as text in columns, the first one left-aligned."""
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    lines = []
+    for row in [head, ["-" * width for width in widths], *rows]:
+        numbers = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        lines.append("  ".join([row[0].ljust(widths[0]), *numbers]).rstrip())
+    return "\n".join(lines)
+
+
+def goal_rows(result: Result, transports: list[str]) -> list[dict[str, Any]]:
+    """Return each goal as a record, for those goals of which something was measured."""
+    rows = []
+    for goal in GOALS:
+        for transport in transports:
+            found = reached(result, goal, transport) if transport in goal.transports else None
+            if found is None:
+                continue
+            low, middle, high = found
+            own = spread(result.values(transport, goal.task, goal.entry, goal.metric))
+            other = spread(result.values(transport, goal.task, goal.against, goal.metric))  # None without one
+            rows.append(
+                {
+                    "title": goal.title,
+                    "transport": transport,
+                    "metric": goal.metric,
+                    "own": own[1] if own else None,
+                    "other": other[1] if other else None,
+                    "reached": middle,
+                    "quartiles": [low, high],
+                    "bound": "at most" if goal.at_most else "at least",
+                    "goal": goal.goal,
+                    "is_aim": goal.aim,
+                    "met": middle <= goal.goal if goal.at_most else middle >= goal.goal,
+                }
+            )
+    return rows
+
+
+MOST_OTHERS = 0.1
+"""CPUs that other processes may keep busy before the figures say little."""
+
+METRICS = {
+    "p50_us": "p50 µs",
+    "p99_us": "p99 µs",
+    "max_us": "max µs",
+    "rate": "per s",
+    "cpu_us": "CPU µs each",
+    "client_cpu_us": "the client's",
+}
+
+
+def report(result: Result, tasks: list[Task], options: argparse.Namespace, known: dict[str, Any]) -> None:
+    """Print the figures and, if zmqcore took part, how they stand to the goals."""
+    print(
+        f"{known['cpu']}, {known['cpus']} CPUs, {known['system']}, {known['python']}, "
+        f"libzmq {known['libzmq']}, pyzmq {known['pyzmq']}, msgpack {known['msgpack']}, "
+        f"zmqcore {known['zmqcore'] or '(not installed)'} {known['commit']}\n"
+        f"{options.rounds} rounds of {options.seconds} s, medians [quartiles]"
+    )
+    others = spread(result.others)
+    if others is not None:
+        print(
+            f"Others kept {others[1]:.2f} CPUs busy (median of the rounds)"
+            + ("; MEASURE AGAIN on a quiet machine." if others[1] > MOST_OTHERS else ".")
+        )
+    print()
+    rows = []
+    for task in tasks:
+        for transport in options.transports:
+            for entry in task.entries:
+                spreads = [
+                    spread(result.values(transport, task.name, entry.name, metric)) for metric in METRICS
+                ]
+                medians = [figure(found[1] if found else None) for found in spreads]
+                rows.append([f"{task.title}, {transport}: {entry.name}", *medians])
+    print(table(["", *METRICS.values()], rows))
+
+    goals = goal_rows(result, options.transports)
+    if goals:
+        rows = [
+            [
+                f"{row['title']}, {row['transport']}",
+                figure(row["own"]),
+                figure(row["other"]),
+                f"{figure(row['reached'])} [{figure(row['quartiles'][0])} {figure(row['quartiles'][1])}]",
+                f"{'aim' if row['is_aim'] else ''} {row['bound']} {figure(row['goal'])}",
+                "yes" if row["met"] else "NO",
+            ]
+            for row in goals
+        ]
+        print("\n" + table(["", "zmqcore", "other", "reached", "goal", "met"], rows))
+    for transport, soak in result.soaks.items():
+        print(
+            f"\nsoak, {transport}: {soak['calls']:,} calls by 8 threads, all answered and equal, "
+            f"{figure(soak['rate'])} calls/s, longest {figure(soak['max_us'] / 1000)} ms, "
+            f"{soak['over_100ms']} over 100 ms"
+        )
+    for failure in result.failures:
+        print(f"\nFAILED {failure}", file=sys.stderr)
+
+
+def as_json(result: Result, tasks: list[Task], options: argparse.Namespace, known: dict[str, Any]) -> str:
+    """Return everything, each round's answers included."""
+    return json.dumps(
+        {
+            "environment": known,
+            "settings": {
+                "rounds": options.rounds,
+                "seconds": options.seconds,
+                "transports": options.transports,
+                "spin": options.spin,
+                "commands": {task.name: {e.name: e.command for e in task.entries} for task in tasks},
+            },
+            "goals": goal_rows(result, options.transports),
+            "samples": [
+                {"transport": transport, "task": task, "entry": entry, "rounds": samples}
+                for (transport, task, entry), samples in result.samples.items()
+            ],
+            "soaks": result.soaks,
+            "cpus_busy_with_others": result.others,
+            "failures": result.failures,
+        },
+        indent=1,
+    )
+
+
+def chosen(options: argparse.Namespace) -> list[Task]:
+    """Return the tasks and entries that the options name."""
+    tasks = [task for task in TASKS if task.name in options.tasks]
+    kept = []
+    for task in tasks:
+        entries = tuple(entry for entry in task.entries if not options.only or entry.peer in options.only)
+        if entries:
+            kept.append(dataclasses.replace(task, entries=entries))
+    return kept
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line; each list is checked against what there is."""
+    all_tasks = [task.name for task in TASKS]
+    all_peers = list(dict.fromkeys(entry.peer for task in TASKS for entry in task.entries))
+
+    def some_of(known: list[str]) -> Any:
+        def listed(text: str) -> list[str]:
+            words = [word for word in text.split(",") if word]
+            unknown = [word for word in words if word not in known]
+            if unknown:
+                raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: not one of {', '.join(known)}")
+            return words
+
+        return listed
+
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").partition("\n")[0], epilog="Commas separate the words of a list."
+    )
+    parser.add_argument("--rounds", type=int, help="default 15")
+    parser.add_argument("--seconds", type=float, help="duration of one measurement (default 0.3)")
+    parser.add_argument("--tasks", type=some_of(all_tasks), default=all_tasks, help=", ".join(all_tasks))
+    parser.add_argument("--only", type=some_of(all_peers), help="these peers only: " + ", ".join(all_peers))
+    parser.add_argument("--transports", type=some_of(["tcp", "ipc"]), help="tcp, ipc (default: both)")
+    parser.add_argument("--spin", type=float, help="zmqcore's yield-spin in seconds (default: its own)")
+    parser.add_argument(
+        "--soak", type=int, default=0, metavar="N", help="then N calls by 8 threads on one client"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="3 rounds of 0.1 s on tcp, unless told otherwise"
+    )
+    parser.add_argument(
+        "--json", metavar="FILE", help='write everything there ("-": standard output, no tables)'
+    )
+    parser.add_argument("--libzmq", metavar="PATH", help="the library for the C peer (default: pyzmq's own)")
+    options = parser.parse_args(arguments)
+    options.transports = options.transports or (["tcp"] if options.quick else ["tcp", "ipc"])
+    options.rounds = options.rounds or (3 if options.quick else 15)
+    options.seconds = options.seconds or (0.1 if options.quick else 0.3)
+    return options
+
+
+def main() -> int:
+    """Run; 0 if nothing failed, 1 if a peer did. Whether a goal was met does not matter here."""
+    options = parse()
+    tasks = chosen(options)
+    with tempfile.TemporaryDirectory(prefix="zmqcore-bench-") as scratch:
+        try:
+            peers = Peers(options, Path(scratch))
+            known = environment(peers)
+            result = run(options, peers, tasks)
+        except (PeerFailed, floor.NoFloor) as failure:
+            progress("")
+            print(f"side_by_side: {failure}", file=sys.stderr)
+            return 1
+    if options.json:
+        text = as_json(result, tasks, options, known)
+        if options.json == "-":
+            print(text)
+        else:
+            Path(options.json).write_text(text + "\n")
+    if options.json != "-":
+        report(result, tasks, options, known)
+    return 1 if result.failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
