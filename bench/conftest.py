@@ -1,0 +1,59 @@
+"""What the unit benchmarks share: servers in processes of their own, and versions in each saved result."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zmq
+
+import zmqcore
+
+SERVER = Path(__file__).with_name("peers_zmqcore.py")
+
+
+def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
+    """Add to a saved result what its figures depend on."""
+    machine_info["pyzmq"] = zmq.__version__
+    machine_info["libzmq"] = zmq.zmq_version()
+    machine_info["load"] = os.getloadavg()
+
+
+@pytest.fixture(scope="session")
+def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., str]]:
+    """Return a function that starts an echo server in a process of its own and returns its endpoint.
+
+    ``start_server(transport, *options)``; one server per combination, ended with the session.
+    """
+    directory = tmp_path_factory.mktemp("ipc")
+    started: dict[tuple[str, ...], tuple[subprocess.Popen[str], str]] = {}
+    # the process imports the very package that is measured here, installed or built in place
+    paths = [str(Path(zmqcore.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+
+    def start(transport: str = "tcp", *options: str) -> str:
+        key = (transport, *options)
+        if key not in started:
+            endpoint = "tcp://127.0.0.1:*" if transport == "tcp" else f"ipc://{directory}/{len(started)}"
+            process = subprocess.Popen(
+                [sys.executable, str(SERVER), "server", endpoint, *options],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                env=environment,
+            )
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            assert line, f"the server ended with {process.wait()}"
+            started[key] = (process, json.loads(line)["endpoint"])
+        return started[key][1]
+
+    yield start
+    for process, _ in started.values():
+        process.communicate()  # closes its input, which ends it
