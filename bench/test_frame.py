@@ -1,7 +1,7 @@
 """The envelope: packed and parsed without any I/O.
 
-The Python face that is called here makes ``bytes`` of what a channel leaves in libzmq's memory, so it copies once
-more than a real call does; that is why nothing large is measured here but in ``test_rpc.py``.
+The Python face that is called here makes ``bytes`` of what a channel leaves in libzmq's memory, so it copies
+once more than a real call does; that is why nothing large is measured here but in ``test_rpc.py``.
 """
 
 from __future__ import annotations
