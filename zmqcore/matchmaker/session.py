@@ -1,0 +1,617 @@
+"""Leases that are kept alive and watches that are kept up to date, on any backend, by one thread."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import threading
+import time
+import uuid
+import weakref
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Final, Literal, final
+
+from zmqcore.endpoint import Endpoint
+from zmqcore.errors import Closed, MatchmakerError
+from zmqcore.matchmaker.base import Backend, Key, Registration, Update
+from zmqcore.matchmaker.member import Change, Member, Membership
+from zmqcore.topic import Topic
+
+__all__ = ["TTL_MAX", "TTL_MIN", "Lease", "Session", "Watch"]
+
+logger = logging.getLogger("zmqcore.matchmaker")
+
+#: Below this a lease would expire between two turns of a busy scheduler.
+TTL_MIN: Final = 0.1
+#: A day: whoever wants more wants no lease.
+TTL_MAX: Final = 86_400.0
+#: A lease survives two lost renewals.
+_RENEWALS_PER_TTL: Final = 3
+#: The longest pause between two attempts at a registry that does not answer, so that its return is soon seen.
+_RETRY_MAX: Final = 1.0
+#: How long the thread sleeps when there is nothing to do; whatever brings work wakes it.
+_IDLE: Final = 3600.0
+
+
+@final
+class Lease:
+    """A member's place in the registry, renewed by the matchmaker's thread every third of ``ttl``.
+
+    Given up by :meth:`close`, by the end of a with-statement, or by closing the matchmaker; if the process
+    dies, it ends by itself. Not given up by dropping the object: the matchmaker holds it. Thread-safe. A
+    forked child inherits none: there the lease is not ``alive``, and closing it does nothing.
+    """
+
+    __slots__ = ("__weakref__", "due", "registration", "renewed", "session", "state")
+
+    def __init__(self, session: Session, registration: Registration, now: float) -> None:
+        self.session = session
+        self.registration = registration
+        self.state: Literal["held", "replaced", "closed", "inherited"] = "held"
+        self.renewed_at(now)
+
+    def renewed_at(self, now: float) -> None:
+        self.renewed = now
+        self.due = now + self.registration.ttl / _RENEWALS_PER_TTL
+
+    @property
+    def member(self) -> Member:
+        """The member as it was registered."""
+        return self.registration.member
+
+    @property
+    def ttl(self) -> float:
+        """Seconds for which the registry keeps the member after each renewal."""
+        return self.registration.ttl
+
+    @property
+    def alive(self) -> bool:
+        """Whether the registry still holds the member, as far as this process can know.
+
+        False once closed, once another registration of the same topic, server and instance has replaced it,
+        and while renewals have failed for longer than ``ttl`` (true again when one succeeds).
+        """
+        return self.state == "held" and self.session.clock() < self.renewed + self.ttl
+
+    def close(self) -> None:
+        """Leave the registry. Idempotent; a registry that does not answer is logged, and the lease runs
+        out."""
+        self.session.release(self)
+
+    def __enter__(self) -> Lease:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Lease {self.member} ttl={self.ttl:g} {self.state}>"
+
+
+@final
+class Watch:
+    """The membership of one topic, kept up to date by the matchmaker's thread.
+
+    ``current`` is the latest known :class:`Membership`: a plain attribute, replaced as a whole, so that
+    reading it takes no lock and never waits. ``stale`` is true while the registry cannot be reached: what is
+    known stays. ``topic`` is what was asked for. Thread-safe. In a forked child the first use resumes the
+    watch there, which takes one read of the registry.
+    """
+
+    __slots__ = ("__weakref__", "closed", "current", "cursor", "inherited", "session", "stale", "topic")
+
+    current: Membership
+
+    def __init__(self, session: Session, topic: Topic) -> None:
+        self.session = session
+        self.topic = topic
+        self.stale = False
+        self.closed = False
+        self.current = Membership(0, ())
+        #: What :meth:`next` has told so far.
+        self.cursor: Membership | None = None
+        self.inherited: Membership | None = None
+
+    if not TYPE_CHECKING:
+        # Reached only while ``current`` is missing: see leave_behind. The usual read pays nothing for it.
+        def __getattr__(self, name: str) -> Membership:
+            if name != "current":
+                raise AttributeError(f"'Watch' object has no attribute {name!r}")
+            self.session.resume()
+            return object.__getattribute__(self, "current")
+
+    def leave_behind(self) -> None:
+        """In a forked child: make the next read of ``current`` resume the session there."""
+        self.stale = True
+        if self.inherited is None:
+            self.inherited = self.current
+            del self.current
+
+    def take_up(self) -> None:
+        if self.inherited is not None:
+            self.current, self.inherited = self.inherited, None
+
+    def publish(self, membership: Membership) -> bool:
+        """Take in the membership of the whole group; returns whether it is news for this watch."""
+        if self.topic.server is not None:
+            mine = tuple(member for member in membership.members if member.server == self.topic.server)
+            membership = Membership(membership.epoch, mine)
+        self.take_up()
+        if self.current.epoch and self.current.members == membership.members:
+            return False
+        self.current = membership
+        return True
+
+    def next(self, timeout: float | None = None) -> Change | None:
+        """Wait for what has changed since the last call, at most ``timeout`` seconds (``None``: for ever).
+
+        The first call returns at once, with every member in ``added`` (possibly none); ``None`` means that
+        nothing changed in time. What happens between two calls is merged: a member that came and went in
+        between is not told. Raises :class:`~zmqcore.errors.Closed` if the watch or the matchmaker is or gets
+        closed.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            known = self.current
+            with self.session.changed:
+                self._check_open()
+                before = self.cursor
+                if known is not before:
+                    self.cursor = known
+                    if before is None:
+                        return Change(known.epoch, known.members, ())
+                    had, has = set(before.members), set(known.members)
+                    added = tuple(member for member in known.members if member not in had)
+                    removed = tuple(member for member in before.members if member not in has)
+                    if added or removed:
+                        return Change(known.epoch, added, removed)
+                elif not self._await_news(known, deadline):
+                    return None
+
+    def wait_for(
+        self, predicate: Callable[[Membership], bool], timeout: float | None = None
+    ) -> Membership | None:
+        """Wait until ``predicate(membership)`` is true and return that membership; ``None`` after ``timeout``
+        s.
+
+        The predicate is called with no lock held, first at once. Raises :class:`~zmqcore.errors.Closed` like
+        :meth:`next`.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            known = self.current
+            if predicate(known):
+                return known
+            with self.session.changed:
+                self._check_open()
+                if not self._await_news(known, deadline):
+                    return None
+
+    def _check_open(self) -> None:
+        if self.closed or self.session.closed:
+            raise Closed(f"the watch of {self.topic} is closed")
+
+    def _await_news(self, known: Membership, deadline: float | None) -> bool:
+        """Wait for another membership than ``known``, or the end; needs ``session.changed``; false at the
+        deadline."""
+        while self.current is known and not (self.closed or self.session.closed):
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                return False
+            self.session.changed.wait(left)
+        return True
+
+    def close(self) -> None:
+        """Stop watching; who waits in :meth:`next` or :meth:`wait_for` gets ``Closed``. Idempotent."""
+        self.session.unwatch(self)
+
+    def __enter__(self) -> Watch:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        # Not self.current: a repr must not resume an inherited session.
+        known = self.inherited if self.inherited is not None else self.current
+        state = "closed" if self.closed else "stale" if self.stale else "live"
+        return f"<Watch {self.topic} {len(known.members)} members epoch={known.epoch} {state}>"
+
+
+class _Group:
+    """What is known of one group, for all its watches."""
+
+    __slots__ = ("membership", "seen", "table", "topic", "watches")
+
+    def __init__(self, topic: Topic) -> None:
+        self.topic = topic
+        #: The epoch up to which the registry has been read; 0: nothing has.
+        self.seen = 0
+        self.table: dict[Key, Member] = {}
+        self.membership = Membership(0, ())
+        # Weak: a watch that nobody holds any more need not be closed to stop costing.
+        self.watches: weakref.WeakSet[Watch] = weakref.WeakSet()
+
+    def apply(self, update: Update) -> bool:
+        """Take in what was read; returns whether the membership is another one now."""
+        self.seen = update.epoch
+        if update.complete:
+            table = {key: member for key, member in update.records.items() if member is not None}
+        else:
+            table = dict(self.table)
+            for key, member in update.records.items():
+                if member is None:
+                    table.pop(key, None)
+                else:
+                    table[key] = member
+        if table == self.table and self.membership.epoch:
+            return False
+        self.table = table
+        self.membership = Membership(update.epoch, in_order(table))
+        return True
+
+
+def in_order(table: dict[Key, Member]) -> tuple[Member, ...]:
+    return tuple(table[key] for key in sorted(table))
+
+
+class Session:
+    """Everything a matchmaker does, on the hooks of one backend.
+
+    ``io`` guards the backend: its hooks run one at a time and nothing else happens under it. ``lock`` (and
+    the condition ``changed`` on it) guards leases, groups and watches and is held only for moments. Order:
+    ``io`` before ``lock``.
+
+    The thread holds only a weak reference, so that a matchmaker that nobody holds is collected, and the
+    thread ends with it. Before a fork ``io`` is taken and the backend made quiet; the child starts with fresh
+    locks, no thread, no leases, and watches that resume when first used.
+    """
+
+    def __init__(self, url: str, backend: Backend, clock: Callable[[], float] = time.monotonic) -> None:
+        self.url = url
+        self.backend = backend
+        self.clock = clock
+        self.closed = False
+        self.stale = False
+        self.leases: dict[str, Lease] = {}
+        self.groups: dict[Topic, _Group] = {}
+        self._failures = 0
+        self._thread: threading.Thread | None = None
+        self._make_locks()
+        # For whoever forgets to close: without the session nobody uses the backend, so this needs no lock.
+        weakref.finalize(self, backend.disconnect).atexit = False
+        with _forking:
+            _sessions.add(self)
+
+    def _make_locks(self) -> None:
+        self.io = threading.Lock()
+        self.lock = threading.Lock()
+        self.changed = threading.Condition(self.lock)
+        self.wake = threading.Event()
+
+    # -- what users ask for -------------------------------------------------------------------------------
+
+    def register(self, member: Member, ttl: float) -> Lease:
+        if not TTL_MIN <= ttl <= TTL_MAX:
+            raise ValueError(f"the ttl of a lease is {ttl!r} s; it must be from {TTL_MIN:g} to {TTL_MAX:g}")
+        for endpoint in member.endpoints:
+            Endpoint.parse(endpoint)
+        registration = Registration(member, ttl, uuid.uuid4().hex)
+        with self.io:
+            self._open()
+            now = self.clock()
+            self.backend.register(registration)
+            lease = Lease(self, registration, now)
+            with self.lock:
+                self.leases[registration.token] = lease
+            self._catch_up_quietly()
+        self._run_thread()
+        return lease
+
+    def release(self, lease: Lease) -> None:
+        with self.lock:
+            if lease.state != "held":
+                return
+            lease.state = "closed"
+            self.leases.pop(lease.registration.token, None)
+        with self.io:
+            if self.closed:
+                return
+            try:
+                self._open()
+                self.backend.delete([lease.registration])
+            except MatchmakerError as exc:
+                logger.warning(
+                    "%s could not be deregistered, its lease ends by itself: %s", lease.member, exc
+                )
+            else:
+                self._catch_up_quietly()
+
+    def members(self, topic: Topic) -> Membership:
+        group = topic.group
+        with self.io:
+            self._open()
+            self.backend.refresh()
+            update = self.backend.read(group, 0)
+        found = in_order({key: member for key, member in update.records.items() if member is not None})
+        if topic.server is not None:
+            found = tuple(member for member in found if member.server == topic.server)
+        return Membership(update.epoch, found)
+
+    def topics(self) -> list[Topic]:
+        with self.io:
+            self._open()
+            self.backend.refresh()
+            return sorted(self.backend.groups())
+
+    def watch(self, topic: Topic) -> Watch:
+        watch = Watch(self, topic)
+        with self.io:
+            self._open()
+            with self.lock:
+                group = self.groups.get(topic.group)
+            if group is None:
+                group = _Group(topic.group)
+                self.backend.refresh()
+                group.apply(self.backend.read(group.topic, 0))
+            else:
+                self._catch_up_quietly()
+            watch.stale = self.stale
+            watch.publish(group.membership)
+            with self.lock:
+                self.groups[group.topic] = group
+                group.watches.add(watch)
+        self._run_thread()
+        return watch
+
+    def unwatch(self, watch: Watch) -> None:
+        with self.lock:
+            watch.closed = True
+            group = self.groups.get(watch.topic.group)
+            if group is not None:
+                group.watches.discard(watch)
+            self.changed.notify_all()
+
+    def close(self) -> None:
+        with self.lock:
+            if self.closed:
+                return
+            self.closed = True
+            thread, self._thread = self._thread, None
+            self.groups.clear()
+            self.changed.notify_all()
+        self.wake.set()
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+        with self.io:
+            # Only now: a register that was under way when this began has added its own.
+            with self.lock:
+                leases = list(self.leases.values())
+                self.leases.clear()
+                for lease in leases:
+                    lease.state = "closed"
+            try:
+                if leases:
+                    self.backend.connect()
+                    self.backend.delete([lease.registration for lease in leases])
+            except MatchmakerError as exc:
+                logger.warning(
+                    "%d leases could not be given up, they end by themselves: %s", len(leases), exc
+                )
+            finally:
+                self.backend.disconnect()
+
+    def prod(self) -> None:
+        """Let the thread look at the registry now. For backends to which changes are pushed; any thread."""
+        self.wake.set()
+
+    # -- with io held -------------------------------------------------------------------------------------
+
+    def _open(self) -> None:
+        if self.closed:
+            raise Closed(f"the matchmaker {self.url} is closed")
+        if self.backend.connect():
+            with self.lock:
+                for lease in self.leases.values():
+                    lease.due = -math.inf
+                for group in self.groups.values():
+                    group.seen = 0
+                told = max((group.membership.epoch for group in self.groups.values()), default=0)
+            if told:
+                self.backend.raise_epoch(told + 1)
+            self.wake.set()
+
+    def _catch_up(self) -> None:
+        """Bring every watch up to date."""
+        epoch = self.backend.refresh()
+        with self.lock:
+            for topic in [topic for topic, group in self.groups.items() if not group.watches]:
+                del self.groups[topic]
+            behind = [group for group in self.groups.values() if group.seen != epoch]
+        for group in behind:
+            update = self.backend.read(group.topic, group.seen)
+            if group.apply(update):
+                with self.lock:
+                    told = [watch.publish(group.membership) for watch in group.watches]
+                    if any(told):
+                        self.changed.notify_all()
+        self._reached()
+
+    def _catch_up_quietly(self) -> None:
+        if self.groups:
+            try:
+                self._catch_up()
+            except MatchmakerError as exc:
+                self._missed(exc)
+
+    def _reached(self) -> None:
+        if self._failures:
+            self._failures = 0
+            logger.info("the matchmaker %s answers again", self.url)
+        if self.stale:
+            self._mark(stale=False)
+
+    def _missed(self, exc: Exception) -> None:
+        self._failures += 1
+        if self._failures == 1:
+            # Once per outage: the thread tries again every second.
+            known = isinstance(exc, MatchmakerError)
+            logger.warning(
+                "the matchmaker %s does not answer; members known so far stay: %s",
+                self.url,
+                exc,
+                exc_info=None if known else exc,
+            )
+        self._mark(stale=True)
+
+    def _mark(self, *, stale: bool) -> None:
+        with self.lock:
+            self.stale = stale
+            for group in self.groups.values():
+                for watch in group.watches:
+                    watch.stale = stale
+
+    # -- the thread ---------------------------------------------------------------------------------------
+
+    def _run_thread(self) -> None:
+        with self.lock:
+            if self._thread is None and not self.closed:
+                wake = self.wake
+                ref = weakref.ref(self, lambda _: wake.set())
+                self._thread = threading.Thread(
+                    target=_keep_up, args=(ref, wake), name="zmqcore-matchmaker", daemon=True
+                )
+                self._thread.start()
+        self.wake.set()
+
+    def turn(self) -> float | None:
+        """Do what is due, and return the seconds until something is again; ``None``: never."""
+        with self.io:
+            if self.closed:
+                return None
+            try:
+                return self._turn()
+            # The thread must outlive whatever a backend raises.
+            except Exception as exc:  # noqa: BLE001
+                self._missed(exc)
+                return float(min(self.backend.poll_interval * 2 ** min(self._failures, 10), _RETRY_MAX))
+
+    def _turn(self) -> float:
+        now = self.clock()
+        with self.lock:
+            work = bool(self.groups) or any(lease.due <= now for lease in self.leases.values())
+        if work:
+            self._open()
+            with self.lock:
+                due = [lease for lease in self.leases.values() if lease.due <= now]
+            if due:
+                replaced = set(self.backend.renew([lease.registration for lease in due]))
+                with self.lock:
+                    for lease in due:
+                        lease.renewed_at(now)
+                        if lease.registration in replaced and lease.state == "held":
+                            lease.state = "replaced"
+                            del self.leases[lease.registration.token]
+                            logger.warning(
+                                "%s was replaced by another registration of its name", lease.member
+                            )
+            if self.groups:
+                self._catch_up()
+            else:
+                self._reached()
+        with self.lock:
+            next_due = min((lease.due for lease in self.leases.values()), default=math.inf)
+            watching = bool(self.groups)
+        return max(0.0, min(next_due - self.clock(), self.backend.poll_interval if watching else _IDLE))
+
+    # -- fork ---------------------------------------------------------------------------------------------
+
+    def start_anew_in_child(self) -> None:
+        self._make_locks()
+        self._thread = None
+        self._failures = 0
+        self.stale = bool(self.groups)
+        self.backend.abandon()
+        for lease in self.leases.values():
+            lease.state = "inherited"
+        self.leases.clear()
+        for group in self.groups.values():
+            group.seen = 0
+            for watch in group.watches:
+                watch.leave_behind()
+
+    def resume(self) -> None:
+        """Bring inherited watches up to date in a forked child, and keep them so."""
+        with self.io:
+            with self.lock:
+                for group in self.groups.values():
+                    for watch in group.watches:
+                        watch.take_up()
+            if self.closed:
+                return
+            try:
+                self._open()
+            except MatchmakerError as exc:
+                self._missed(exc)
+            else:
+                self._catch_up_quietly()
+        self._run_thread()
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else "stale" if self.stale else "open"
+        return f"leases={len(self.leases)} watched={len(self.groups)} {state}"
+
+
+def _keep_up(ref: weakref.ref[Session], wake: threading.Event) -> None:
+    while True:
+        session = ref()
+        if session is None:
+            return
+        pause = session.turn()
+        # Before the wait: this thread must not be what keeps the session alive.
+        del session
+        if pause is None:
+            return
+        wake.wait(pause)
+        wake.clear()
+
+
+# Guards _sessions, and is held across a fork, so that two forking threads do not take the sessions' locks in
+# different orders.
+_forking = threading.Lock()
+_sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+_quiet: list[Session] = []
+
+
+def _before_fork() -> None:
+    _forking.acquire()
+    for session in list(_sessions):
+        session.io.acquire()
+        _quiet.append(session)
+        session.backend.quiesce()
+
+
+def _after_fork_in_parent() -> None:
+    while _quiet:
+        _quiet.pop().io.release()
+    _forking.release()
+
+
+def _after_fork_in_child() -> None:
+    while _quiet:
+        _quiet.pop().start_anew_in_child()
+    _forking.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_before_fork,
+        after_in_parent=_after_fork_in_parent,
+        after_in_child=_after_fork_in_child,
+    )
