@@ -47,7 +47,7 @@ same-python: | $(PY)
 $(PY):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "zmqcore needs Python 3.11 or later; $(PYTHON) is $$($(PYTHON) -V 2>&1 | tail -1). Name another: make PYTHON=python3.12" >&2; exit 1; }
-	@$(PYTHON) -m venv $(VENV) || { \
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
 	  echo '$(PYTHON) cannot make an environment. On Debian and Ubuntu: apt-get install python3-venv python3-dev gcc' >&2; exit 1; }
 
 # An editable install compiles in place; the .so files beside the sources are what the checkout imports.
@@ -123,7 +123,7 @@ ASAN_LIB = $(shell $(CC) -print-file-name=libasan.so)
 asan: $(VENV)/.tools  ## the tests of the wire format on a build with the address and undefined-behaviour sanitizers
 	@[ -e '$(ASAN_LIB)' ] || { echo '$(CC) has no libasan.so; install gcc with its sanitizers' >&2; exit 1; }
 	@mkdir -p $(ASAN_TREE) && rm -rf $(ASAN_TREE)/tests
-	@tar cf - --exclude='*.so' --exclude=__pycache__ setup.py pyproject.toml zmqcore tests | tar xf - -C $(ASAN_TREE)
+	@tar cf - --exclude='*.so' --exclude=__pycache__ setup.py pyproject.toml LICENSE $(wildcard README.md) zmqcore tests | tar xf - -C $(ASAN_TREE)
 	@cd $(ASAN_TREE) && ZMQCORE_ASAN=1 $(abspath $(PY)) setup.py -q build_ext --inplace
 	@# Leaks: CPython itself leaves much at exit. pymalloc would hide overruns inside its arenas.
 	@cd $(ASAN_TREE) && LD_PRELOAD='$(ASAN_LIB)' PYTHONMALLOC=malloc PYTHONPATH=$(abspath $(ASAN_TREE)) \
