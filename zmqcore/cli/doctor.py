@@ -1,0 +1,84 @@
+"""``zmqcore doctor``: the command and its tables."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from zmqcore.cli.diagnosis import Diagnosis, diagnose
+from zmqcore.cli.options import Command, json_option, matchmaker_option
+from zmqcore.cli.outcome import EXIT_CODES_HELP, Exit
+from zmqcore.cli.output import Output
+
+__all__ = ["doctor"]
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "unlimited"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict):
+        if all(isinstance(item, bool) for item in value.values()):
+            lacking = [name for name, there in value.items() if not there]
+            return " ".join(name for name, there in value.items() if there) + (
+                f" (not: {' '.join(lacking)})" if lacking else ""
+            )
+        return ", ".join(f"{name} {_text(item)}" for name, item in value.items())
+    if isinstance(value, list):
+        return str(len(value))
+    return str(value)
+
+
+def _show(output: Output, diagnosis: Diagnosis) -> None:
+    for section, facts in diagnosis.facts.items():
+        output.table(
+            section.replace("_", " "),
+            {"": "left", " ": "left"},
+            [[f"  {name.replace('_', ' ')}", _text(value)] for name, value in facts.items()],
+        )
+    output.line("")
+    for problem in diagnosis.problems:
+        style = "bold red" if problem.severity == "broken" else "yellow"
+        output.line(f"{problem.severity}: {problem.what}", style=style)
+        output.line(f"  what to do: {problem.advice}")
+    if not diagnosis.problems:
+        output.line("everything is as it should be", style="bold green")
+
+
+@click.command(
+    cls=Command,
+    short_help="Look at the installation and its limits, and make a call to itself.",
+    help=f"""Look at what zmqcore needs here, and say what to do where something is wrong.
+
+Shown are the versions in use and which libzmq was found; the limits on file descriptors and the budget of
+sockets that follows from them; the runtime directory, the matchmaker; and how long a call to a server in
+this very process takes over tcp and ipc. Exit code 6 if something is broken; warnings do not count.
+
+\b
+Examples:
+    zmqcore doctor
+    zmqcore doctor --json | jq .self_test.tcp.p50_us
+    zmqcore doctor --matchmaker static:///etc/zmqcore/members.toml
+
+{EXIT_CODES_HELP}""",
+)
+@matchmaker_option
+@json_option
+def doctor(matchmaker: str, json_wanted: bool | None) -> int:
+    """Run ``zmqcore doctor``."""
+    diagnosis = diagnose(matchmaker)
+    output = Output(json_wanted)
+    if output.machine:
+        output.json(
+            {
+                "ok": diagnosis.ok,
+                "problems": [asdict(problem) for problem in diagnosis.problems],
+                **diagnosis.facts,
+            }
+        )
+    else:
+        _show(output, diagnosis)
+    return Exit.OK if diagnosis.ok else Exit.BROKEN

@@ -1,0 +1,135 @@
+"""The options that several commands share, and how words that look like options but are values are read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from zmqcore import errors
+from zmqcore.cli.outcome import status_of
+from zmqcore.cli.output import show_error
+
+__all__ = [
+    "Command",
+    "ValuesCommand",
+    "client_options",
+    "exchange_option",
+    "json_option",
+    "matchmaker_option",
+    "server_option",
+    "timeout_option",
+]
+
+_Decorated = TypeVar("_Decorated", bound=Callable[..., Any])
+
+_NEGATIVE_NUMBER = re.compile(r"-\.?\d")
+# Put before a negative number so that click does not take it for an option. From the private use area: a word
+# that starts with it cannot come from a keyboard by accident.
+_GUARD = "\ue0f0"
+
+json_option = click.option(
+    "--json/--no-json",
+    "json_wanted",
+    default=None,
+    help="Print JSON, or text for people. Default: JSON unless standard output is a terminal.",
+)
+matchmaker_option = click.option(
+    "--matchmaker",
+    "-m",
+    envvar="ZMQCORE_MATCHMAKER",
+    default="local://",
+    show_default=True,
+    show_envvar=True,
+    metavar="URL",
+    help="Who knows which server serves which topic: local://, local:///DIRECTORY, static:///FILE.toml.",
+)
+server_option = click.option(
+    "--server", "-s", metavar="NAME", help="Only the member of this name, not any that serves the topic."
+)
+exchange_option = click.option(
+    "--exchange", default="", metavar="NAME", help="The exchange that the topic belongs to, if it has one."
+)
+timeout_option = click.option(
+    "--timeout",
+    "-t",
+    type=click.FloatRange(min=0, min_open=True),
+    default=5.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to wait until giving up with exit code 4.",
+)
+_connect_option = click.option(
+    "--connect",
+    "-c",
+    multiple=True,
+    metavar="ENDPOINT",
+    help="Ask no matchmaker, talk to this address: tcp://HOST:PORT or ipc:///PATH. Repeat it for several.",
+)
+
+
+def client_options(function: _Decorated) -> _Decorated:
+    """Add the options of every client: where the servers are, how long to wait, what to print."""
+    options = (
+        _connect_option,
+        server_option,
+        exchange_option,
+        matchmaker_option,
+        timeout_option,
+        json_option,
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+class Command(click.Command):
+    """A command whose failures become a message, a hint and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; if it raises one of zmqcore's errors, print that and return its exit code."""
+        try:
+            return super().invoke(ctx)
+        except errors.ZmqcoreError as exc:
+            show_error(exc, str(ctx.params.get("topic") or ""))
+            return status_of(exc)
+
+
+class ValuesCommand(Command):
+    """A command whose words are values: ``-1`` and ``-.5`` are numbers, not options.
+
+    Everything else that begins with a dash is still checked against the options, so a misspelt option is not
+    quietly sent as an argument.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse *args* with negative numbers kept as values."""
+        takes_value = {
+            name
+            for parameter in self.params
+            if isinstance(parameter, click.Option) and not parameter.is_flag
+            for name in parameter.opts
+        }
+        guarded: list[str] = []
+        for position, word in enumerate(args):
+            if word == "--":
+                guarded += args[position:]
+                break
+            is_option_value = position > 0 and args[position - 1] in takes_value
+            if not is_option_value and _NEGATIVE_NUMBER.match(word):
+                word = _GUARD + word
+            guarded.append(word)
+        return super().parse_args(ctx, guarded)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command with the guards taken off again."""
+        for name, value in ctx.params.items():
+            if isinstance(value, str):
+                ctx.params[name] = value.removeprefix(_GUARD)
+            elif isinstance(value, tuple):
+                ctx.params[name] = tuple(
+                    item.removeprefix(_GUARD) if isinstance(item, str) else item for item in value
+                )
+        return super().invoke(ctx)
