@@ -49,7 +49,8 @@ setup(
         ],
         # Cython.Coverage looks for the C file beside its source; otherwise the tree stays clean.
         build_dir=None if TRACE else "build/cython",
-        compiler_directives={"linetrace": True} if TRACE else {},
+        # Doctests are not how these modules are tested, so they need no __test__.
+        compiler_directives={"autotestdict": False, "linetrace": TRACE},
         force=TRACE,
     ),
 )
