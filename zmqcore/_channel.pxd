@@ -1,0 +1,91 @@
+"""One channel and its pending replies: see ``_channel.pyx``."""
+
+from libc.stddef cimport size_t
+from libc.stdint cimport int64_t, uint8_t, uint64_t
+
+from zmqcore._frame cimport Envelope, Header, Parcel
+from zmqcore._libzmq cimport zc_msg_t
+from zmqcore._socket cimport SharedSocket, Waiter
+
+cdef enum State:
+    STATE_CONNECTING = 0
+    STATE_OPEN = 1
+    STATE_LOST = 2
+    STATE_CLOSED = 3
+
+cdef enum Outcome:
+    OUTCOME_WAITING = 0
+    OUTCOME_DONE = 1            # a reply came; or, for a sender, it is its turn to look again
+    OUTCOME_LOST = 2
+    OUTCOME_CLOSED = 3
+    OUTCOME_EXPIRED = 4
+    OUTCOME_CANCELLED = 5
+
+cdef class Pending:
+    cdef Channel channel
+    cdef Envelope reply
+    cdef Waiter waiter          # of the thread that waits for it, if any
+    cdef object callback
+    cdef uint64_t id
+    cdef int64_t started
+    cdef int64_t deadline
+    cdef int outcome
+
+cdef class Channel:
+    cdef SharedSocket shared    # its lock guards all that follows
+    cdef readonly str endpoint
+    cdef readonly int64_t created_ns
+    cdef int state
+    cdef str lost_reason
+    cdef bint goodbye           # the server takes nothing new
+    cdef bytes instance         # of the port at the other end; None before its hello
+
+    # Sending: ids count up from 1; the window is what has been sent and not yet acknowledged.
+    cdef uint64_t sent_id, acked_id
+    cdef uint64_t sent_bytes, acked_bytes
+    cdef uint64_t *sent_bytes_at    # owned ring: sent_bytes after message id, at id % window_messages
+    cdef uint64_t window_messages, window_bytes
+    cdef size_t max_bytes
+    cdef Py_ssize_t max_buffers
+    cdef object senders         # deque of Pending: who waits for a connection or for room in the window
+
+    # Receiving: leader and followers.
+    cdef dict pending           # id -> Pending
+    cdef Pending leader         # whose thread polls the socket
+    cdef bint watched           # the leader is in poll(2): senders must keep the edge-trigger rule
+    cdef dict followers         # Pending -> None, in order of arrival: whose threads are parked
+    cdef list finished          # Pendings with a callback that has not been called yet
+    cdef list expiring          # heap of (deadline, id) of Pendings with a callback
+    cdef Py_ssize_t inside      # threads between waiting and leaving; the last one out closes a closed socket
+    cdef object attention       # called with the channel when a Pending has nobody who waits for it; or None
+    cdef bint attended
+
+    cdef uint64_t n_calls, n_casts, n_replies, n_late, n_garbage, n_timeouts, n_lost, n_window_waits, n_received_bytes
+
+    cdef int _check(self) except -1
+    cdef Pending _start(
+        self, int kind, bytes topic, str method, body, list buffers, bytes metadata, int codec, int64_t deadline,
+        object callback, bint expects_reply, bint carries_deadline=*)
+    cdef int _send(
+        self, Parcel *parcel, Pending pending, int64_t deadline, bint carries_deadline, bint expects_reply) except -1
+    cdef bint _has_room(self, size_t size) noexcept
+    cdef int _record_sent(self, size_t size) noexcept
+    cdef int _acked(self, uint64_t ack) except -1
+    cdef int _wake_sender(self) except -1
+    cdef int _wait_in_turn(self, Pending op, int64_t deadline) except -1
+    cdef int _raise_gone(self) except -1
+    cdef int _raise_no_room(self, int64_t started) except -1
+    cdef int _await(self, Pending op, int64_t deadline) except -1
+    cdef int _lead_or_follow(self, Pending op, int64_t deadline) except -1
+    cdef int _promote(self) except -1
+    cdef int _call_back(self) except -1
+    cdef int _unlock(self) except -1
+    cdef int _drain(self) except -1
+    cdef int _take(self, zc_msg_t *message) except -1
+    cdef int _take_buffers(self, Envelope envelope, zc_msg_t *message) except -1
+    cdef int _hello(self, Envelope envelope) except -1
+    cdef int _finish(self, Pending pending, int outcome) except -1
+    cdef int _lose(self, str reason) except -1
+    cdef int _end_all(self, int outcome) except -1
+    cdef int _abandon(self, Pending pending) except -1
+    cdef Envelope _result(self, Pending pending)

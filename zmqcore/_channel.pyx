@@ -1,0 +1,772 @@
+# cython: language_level=3, embedsignature=True, auto_pickle=False, freethreading_compatible=True
+"""One DEALER socket to one endpoint, shared by any number of threads.
+
+There is no reactor thread: the callers drive the socket themselves. Of the threads that wait on one channel one is
+the *leader*: it polls the socket, takes what comes and hands replies that belong to others to them. The rest are
+*followers*, parked until their reply has come or until they are promoted, because the leader has left with its own.
+
+A channel lives as long as one connection. When the connection breaks (libzmq takes the pipe away, POLLOUT clears and
+the fd wakes: no monitor is needed) everything outstanding fails with PeerLost and the channel is *lost*; the pool
+makes a fresh one. Should libzmq reconnect before anybody has looked, the port's hello tells: it names the first
+message it has seen, and everything before that was lost.
+
+The window: the port acknowledges what it has taken, cumulatively. At most ``window_messages`` and ``window_bytes``
+are unacknowledged; beyond that a sender waits until its deadline. SNDHWM is unbounded, so that POLLOUT is false
+only when there is no connection.
+
+Invariants, under the socket's lock:
+  I1. If any thread waits, there is a leader, or a woken follower that will become one.
+  I2. ``watched`` is true only while the leader is between its last EAGAIN and its return from poll(2).
+  I3. A Pending is in ``pending`` exactly while its outcome is WAITING and its message has been sent.
+  I4. acked_id <= sent_id; sent_bytes - acked_bytes is what the window holds.
+"""
+
+import heapq
+import sys
+from collections import deque
+from types import SimpleNamespace
+
+import zmq
+
+cimport cython
+from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
+from libc.errno cimport EAGAIN
+from libc.stddef cimport size_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+
+from zmqcore._frame cimport (
+    FLAG_FLOW, KIND_ACK, KIND_CALL, KIND_ERROR, KIND_GOODBYE, KIND_HELLO, KIND_PING, KIND_PONG,
+    KIND_REPLY, NO_DEADLINE, Envelope, Header, Parcel, envelope_take, parcel_close, parcel_pack, parcel_set_id,
+    parcel_set_remaining, parse_header, part_take, release_sent_buffers,
+)
+from zmqcore._libzmq cimport libzmq, raise_errno, zc_msg_t
+from zmqcore._socket cimport (
+    NEVER, SharedSocket, Waiter, deadline_after, fork_generation, now_ns, waiter_borrow, waiter_return,
+)
+
+from zmqcore import _frame, _socket, errors
+from zmqcore._frame import KINDS
+
+__all__ = ["Channel", "Pending"]
+
+_STATE_NAMES = ("connecting", "open", "lost", "closed")
+
+
+cdef uint32_t remaining_ms(int64_t deadline) noexcept nogil:
+    """Return how many ms are left until ``deadline``, as the header has it. At least 1: 0 would be expired."""
+    cdef int64_t left
+    if deadline == NEVER:
+        return NO_DEADLINE
+    left = (deadline - now_ns() + 999999) // 1000000
+    if left < 1:
+        return 1
+    return <uint32_t>(left if left < <int64_t>NO_DEADLINE else <int64_t>NO_DEADLINE - 1)
+
+
+@cython.final
+@cython.freelist(64)
+cdef class Pending:
+    """A request that has been sent and whose reply has not been taken yet. Made by :meth:`Channel.submit`.
+
+    Thread-safe. It has a deadline from its start, and always ends by that: with an envelope or an error.
+    """
+
+    @property
+    def done(self) -> bool:
+        """Whether it has ended: by a reply, an error, its deadline or cancel()."""
+        return self.outcome != OUTCOME_WAITING
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Drive the channel until this request has ended or ``timeout`` seconds have passed; return ``done``.
+
+        Returns at once if another thread is doing that for this request already.
+        """
+        cdef int64_t deadline = min(deadline_after(timeout), self.deadline)
+        if self.outcome == OUTCOME_WAITING and self.waiter is None:
+            self.channel._check()
+            self.channel._await(self, deadline)
+            if self.outcome == OUTCOME_WAITING and now_ns() >= self.deadline:
+                self.channel._abandon(self)
+        return self.outcome != OUTCOME_WAITING
+
+    def envelope(self) -> Envelope:
+        """Return the reply (kind "reply", "error" or "pong"), driving the channel until it is there.
+
+        Raises DeadlineExceeded, PeerLost or Closed if the request ended without one.
+        """
+        self.wait()
+        return self.channel._result(self)
+
+    def cancel(self) -> bool:
+        """Give the request up; a reply that still comes is dropped. Return whether it was still waiting."""
+        return self.channel._cancel(self)
+
+    def __repr__(self) -> str:
+        names = ("waiting", "done", "lost", "closed", "expired", "cancelled")
+        return f"<Pending {self.id} on {self.channel.endpoint} {names[self.outcome]}>"
+
+
+cdef class Channel:
+    """Connect to ``endpoint`` with a DEALER socket of ``context``, without waiting for the connection.
+
+    ``window_messages`` and ``window_bytes`` bound what is sent and not yet acknowledged, ``max_bytes`` and
+    ``max_buffers`` one message in either direction. ``spin`` is how long, in seconds, a wait polls without
+    blocking first. ``configure(socket)`` is called before connecting, e.g. to set keys. ``attention(channel)`` is
+    called, outside any lock, when a submitted request may end while nobody waits for it: who is responsible then
+    calls attend() until it returns None.
+
+    Thread-safe. After a fork the child cannot use it (Closed). Costs two file descriptors.
+    """
+
+    def __init__(
+        self, context: zmq.Context, endpoint: str, *, window_messages: int = 4096, window_bytes: int = 1 << 26,
+        max_bytes: int = 1 << 28, max_buffers: int = 1024, spin: float = 60e-6, configure=None, attention=None,
+    ):
+        if window_messages < 1 or window_bytes < 1:
+            raise ValueError(f"window of {window_messages} messages and {window_bytes} bytes; both must be at least 1")
+        socket = context.socket(zmq.DEALER)
+        try:
+            socket.setsockopt(zmq.IMMEDIATE, 1)
+            socket.setsockopt(zmq.SNDHWM, 0)
+            socket.setsockopt(zmq.RCVHWM, 0)        # replies are bounded by the window
+            socket.setsockopt(zmq.LINGER, 0)
+            socket.setsockopt(zmq.RECONNECT_IVL, 20)
+            socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+            socket.setsockopt(zmq.MAXMSGSIZE, max_bytes)
+            if configure is not None:
+                configure(socket)
+            socket.connect(endpoint)
+            self.shared = SharedSocket(socket, spin)
+        except BaseException:
+            socket.close(linger=0)
+            raise
+        self.sent_bytes_at = <uint64_t *>PyMem_RawMalloc(<size_t>window_messages * sizeof(uint64_t))
+        if self.sent_bytes_at == NULL:
+            raise MemoryError()
+        self.endpoint = endpoint
+        self.created_ns = now_ns()
+        self.window_messages = window_messages
+        self.window_bytes = window_bytes
+        self.max_bytes = max_bytes
+        self.max_buffers = max_buffers
+        self.attention = attention
+        self.senders = deque()
+        self.pending = {}
+        self.followers = {}
+        self.finished = []
+        self.expiring = []
+
+    def __dealloc__(self):
+        PyMem_RawFree(self.sent_bytes_at)
+
+    # -- what the callers use ---------------------------------------------------------------------------
+
+    def call(
+        self, bytes topic not None, str method not None, body, list buffers, bytes metadata not None, int codec,
+        timeout,
+    ) -> Envelope:
+        """Send a call and return the reply's envelope (kind "reply" or "error").
+
+        ``body`` is bytes-like and copied; ``buffers`` (or None) are bytes-like, not copied, and must not change
+        until the call has returned. ``timeout`` in seconds, None for ever, covers sending too. Raises Unreachable
+        (never connected), Overloaded (no room in the window), DeadlineExceeded, PeerLost, PayloadTooLarge, Closed.
+        """
+        cdef int64_t deadline = deadline_after(timeout)
+        cdef Pending pending = self._start(
+            KIND_CALL, topic, method, body, buffers, metadata, codec, deadline, None, True)
+        if pending.outcome == OUTCOME_WAITING:
+            try:
+                self._await(pending, deadline)
+            finally:
+                if pending.outcome == OUTCOME_WAITING:
+                    self._abandon(pending)
+        return self._result(pending)
+
+    def submit(
+        self, bytes topic not None, str method not None, body, list buffers, bytes metadata not None, int codec,
+        timeout, callback,
+    ) -> Pending:
+        """Send a call and return at once; ``callback(pending)`` is called once when it has ended.
+
+        The callback runs on whichever thread drives the channel, outside its lock; what it raises is reported by
+        ``sys.unraisablehook``. Errors while sending are raised here, and the callback is not called then.
+        """
+        if callback is None:
+            raise TypeError("callback must be callable, not None")
+        return self._start(
+            KIND_CALL, topic, method, body, buffers, metadata, codec, deadline_after(timeout), callback, True)
+
+    def send(
+        self, str kind not None, bytes topic not None, str method not None, body, list buffers,
+        bytes metadata not None, int codec, timeout, bint expires=False,
+    ) -> int:
+        """Send a one-way message of ``kind`` ("cast" or "fanout") and return its id once libzmq has it.
+
+        Waits up to ``timeout`` seconds for a connection and for room in the window. With ``expires`` the message
+        carries what is left of the timeout as its deadline; else it has none. Raises as call() does.
+        """
+        cdef int number = KINDS[kind]
+        cdef Pending sent = self._start(
+            number, topic, method, body, buffers, metadata, codec, deadline_after(timeout), None, False, expires)
+        return sent.id
+
+    def ping(self, timeout: float | None = 5.0) -> float:
+        """Return the round-trip time, in seconds, to the port's compiled code. Raises as call() does."""
+        cdef int64_t deadline = deadline_after(timeout)
+        cdef int64_t started = now_ns()
+        cdef Pending pending = self._start(KIND_PING, b"", "", b"", None, b"", 0, deadline, None, True)
+        if pending.outcome == OUTCOME_WAITING:
+            try:
+                self._await(pending, deadline)
+            finally:
+                if pending.outcome == OUTCOME_WAITING:
+                    self._abandon(pending)
+        self._result(pending)
+        return (now_ns() - started) / 1e9
+
+    def wait_open(self, timeout: float | None = None) -> bool:
+        """Wait until the connection is there. Return False if it is not within ``timeout`` seconds, or is lost."""
+        cdef Pending op
+        cdef int64_t deadline = deadline_after(timeout)
+        if self.state == STATE_OPEN:
+            return True
+        self._check()
+        self.shared.lock.acquire()
+        try:
+            self._drain()
+            while self.state == STATE_CONNECTING and now_ns() < deadline:
+                op = Pending.__new__(Pending)
+                op.channel = self
+                self._wait_in_turn(op, deadline)
+                self._wake_sender()
+        finally:
+            self._unlock()
+        return self.state == STATE_OPEN
+
+    def attend(self) -> float | None:
+        """Take what has come, call callbacks, expire what is overdue; never block.
+
+        Returns how many seconds are left until the next deadline (at most 3600), or None when no submitted request
+        is outstanding any more: then nobody needs to attend until ``attention`` is called again.
+        """
+        cdef int64_t now, next_deadline
+        cdef Pending pending
+        self._check()
+        self.shared.lock.acquire()
+        try:
+            if self.state <= STATE_OPEN:
+                self._drain()
+            now = now_ns()
+            while self.expiring:
+                next_deadline, number = self.expiring[0]
+                pending = self.pending.get(number)
+                if pending is not None and next_deadline > now:
+                    return min((next_deadline - now) / 1e9, 3600.0)
+                heapq.heappop(self.expiring)
+                if pending is not None:
+                    del self.pending[number]
+                    self.n_timeouts += 1
+                    self._finish(pending, OUTCOME_EXPIRED)
+            self.attended = False
+            return None
+        finally:
+            self._unlock()
+
+    def close(self) -> None:
+        """Close the socket; everything outstanding ends with Closed. Twice is fine.
+
+        Returns at once. If threads wait on the channel they are woken, and the last one to leave closes the
+        socket.
+        """
+        if self.shared.generation != fork_generation():
+            return
+        self.shared.lock.acquire()
+        try:
+            if self.state != STATE_CLOSED:
+                self.state = STATE_CLOSED
+                self._end_all(OUTCOME_CLOSED)
+        finally:
+            self._unlock()
+
+    # -- what it tells about itself ----------------------------------------------------------------------
+
+    @property
+    def state_name(self) -> str:
+        """"connecting", "open", "lost" or "closed"."""
+        return _STATE_NAMES[self.state]
+
+    @property
+    def usable(self) -> bool:
+        """Whether new messages can be sent: connecting or open, and the server has not said goodbye."""
+        return self.state <= STATE_OPEN and not self.goodbye
+
+    @property
+    def clean(self) -> bool:
+        """Whether nothing is outstanding: everything sent has been acknowledged, and answered if it was a call."""
+        return not self.pending and not self.senders and self.acked_id == self.sent_id
+
+    @property
+    def led(self) -> bool:
+        """Whether a thread is polling the socket."""
+        return self.leader is not None
+
+    @property
+    def fd(self) -> int:
+        """The descriptor that becomes readable when attend() has something to do (edge-triggered)."""
+        return self.shared.fd
+
+    @property
+    def peer_instance(self) -> bytes | None:
+        """The 16 bytes that name the port at the other end; None before its hello."""
+        return self.instance
+
+    def stats(self) -> dict[str, int]:
+        """Return the counters since the channel was made, and what is outstanding now."""
+        return {
+            "calls": self.n_calls, "casts": self.n_casts, "replies": self.n_replies, "late_replies": self.n_late,
+            "garbage": self.n_garbage, "timeouts": self.n_timeouts, "lost": self.n_lost,
+            "window_waits": self.n_window_waits, "sent_bytes": self.sent_bytes,
+            "received_bytes": self.n_received_bytes, "outstanding_calls": len(self.pending),
+            "window_messages": self.sent_id - self.acked_id, "window_bytes": self.sent_bytes - self.acked_bytes,
+        }
+
+    def __repr__(self) -> str:
+        return (f"<Channel {self.endpoint} {_STATE_NAMES[self.state]}, {len(self.pending)} calls and"
+                f" {self.sent_id - self.acked_id} messages outstanding>")
+
+    # -- sending -----------------------------------------------------------------------------------------
+
+    cdef int _check(self) except -1:
+        """Raise Closed in a forked child: there even the lock may be held by a thread that does not exist."""
+        if self.shared.generation != fork_generation():
+            raise errors.Closed(f"channel to {self.endpoint} was made before a fork and is the parent's")
+        return 0
+
+    cdef Pending _start(
+        self, int kind, bytes topic, str method, body, list buffers, bytes metadata, int codec, int64_t deadline,
+        object callback, bint expects_reply, bint carries_deadline=True,
+    ):
+        """Pack and send a message; return its Pending, which is registered if a reply is expected."""
+        cdef Parcel parcel
+        cdef Header header
+        cdef Pending pending = Pending.__new__(Pending)
+        pending.channel = self
+        pending.callback = callback
+        pending.deadline = deadline
+        self._check()
+        header.kind = kind
+        header.flags = FLAG_FLOW
+        header.codec = codec
+        header.id = 0
+        header.ack = 0
+        header.remaining_ms = NO_DEADLINE
+        parcel_pack(&parcel, &header, topic, method, metadata, body, buffers, self.max_bytes, self.max_buffers)
+        self.shared.lock.acquire()
+        try:
+            self._send(&parcel, pending, deadline, carries_deadline, expects_reply)
+            if expects_reply:
+                self.n_calls += 1
+            else:
+                self.n_casts += 1
+            if callback is not None and deadline != NEVER:
+                heapq.heappush(self.expiring, (deadline, pending.id))
+        finally:
+            self._unlock()
+            parcel_close(&parcel)
+        if callback is not None and not self.attended and pending.outcome == OUTCOME_WAITING:
+            self.attended = True
+            if self.attention is not None:
+                self.attention(self)
+        return pending
+
+    cdef int _send(
+        self, Parcel *parcel, Pending pending, int64_t deadline, bint carries_deadline, bint expects_reply,
+    ) except -1:
+        """Send ``parcel`` under the next id when there is a connection and room. The lock is held throughout,
+        but for the time spent waiting."""
+        cdef int code
+        cdef Pending turn
+        cdef size_t size = parcel.n_bytes
+        pending.started = now_ns()
+        if self.senders or self.state != STATE_OPEN or not self._has_room(size):
+            if self.state == STATE_OPEN:
+                self.n_window_waits += 1
+            while True:
+                if self.state <= STATE_OPEN:
+                    self._drain()
+                if self.state > STATE_OPEN:
+                    self._raise_gone()
+                if self.state == STATE_OPEN and self._has_room(size) and not self.senders:
+                    break
+                turn = Pending.__new__(Pending)
+                turn.channel = self
+                self._wait_in_turn(turn, deadline)
+                if self.state > STATE_OPEN:
+                    self._raise_gone()
+                if turn.outcome == OUTCOME_DONE and self.state == STATE_OPEN and self._has_room(size):
+                    break
+                if now_ns() >= deadline:
+                    self._wake_sender()
+                    self._raise_no_room(pending.started)
+        elif (self.sent_id - self.acked_id) & 127 == 127:
+            # Acknowledgements must be taken now and then even if nobody ever waits.
+            self._drain()
+            if self.state != STATE_OPEN:
+                self._raise_gone()
+
+        parcel_set_id(parcel, self.sent_id + 1)
+        if carries_deadline:
+            parcel_set_remaining(parcel, remaining_ms(deadline))
+        code = self.shared.send(parcel)
+        if code != 0:
+            if code != EAGAIN:
+                raise_errno(code, f"cannot send to {self.endpoint}")
+            # SNDHWM is unbounded: EAGAIN means that the connection has gone.
+            self._lose("the connection broke")
+            self._raise_gone()
+        self.sent_id += 1
+        self._record_sent(size)
+        pending.id = self.sent_id
+        if expects_reply:
+            self.pending[pending.id] = pending
+        if self.senders:
+            self._wake_sender()
+        if self.watched:
+            self.shared.read_events()
+            if self.shared.readable or not self.shared.writable:
+                self._drain()
+        return 0
+
+    cdef bint _has_room(self, size_t size) noexcept:
+        cdef uint64_t held = self.sent_bytes - self.acked_bytes
+        return self.sent_id - self.acked_id < self.window_messages and (
+            held == 0 or held + size <= self.window_bytes)
+
+    cdef int _record_sent(self, size_t size) noexcept:
+        self.sent_bytes += size
+        self.sent_bytes_at[self.sent_id % self.window_messages] = self.sent_bytes
+        return 0
+
+    cdef int _acked(self, uint64_t ack) except -1:
+        """The port has taken everything up to ``ack``."""
+        if ack > self.acked_id:
+            if ack > self.sent_id:
+                self.n_garbage += 1         # acknowledges what was never sent
+                return 0
+            self.acked_id = ack
+            self.acked_bytes = self.sent_bytes_at[ack % self.window_messages]
+            if self.senders:
+                self._wake_sender()
+        return 0
+
+    cdef int _wake_sender(self) except -1:
+        """If a sender could go on now, tell the first one."""
+        cdef Pending first
+        if self.senders and self.state != STATE_CONNECTING and (self.state != STATE_OPEN or self._has_room(0)):
+            first = self.senders.popleft()
+            first.outcome = OUTCOME_DONE
+            if first.waiter is not None:
+                first.waiter.wake()
+        return 0
+
+    cdef int _wait_in_turn(self, Pending op, int64_t deadline) except -1:
+        """Wait until _wake_sender() comes to ``op`` or the deadline. The lock is held on entry and on return."""
+        self.senders.append(op)
+        try:
+            self._lead_or_follow(op, deadline)
+        finally:
+            if op.outcome == OUTCOME_WAITING:
+                self.senders.remove(op)
+
+    cdef int _raise_gone(self) except -1:
+        if self.state == STATE_CLOSED:
+            raise errors.Closed(f"channel to {self.endpoint} is closed")
+        raise errors.PeerLost(
+            f"{self.endpoint}: {self.lost_reason}; this message had not been sent", executed_possible=False)
+
+    cdef int _raise_no_room(self, int64_t started) except -1:
+        waited = (now_ns() - started) / 1e9
+        if self.state == STATE_CONNECTING:
+            raise errors.Unreachable(f"{self.endpoint}: no connection within {waited:.3g} s")
+        raise errors.Overloaded(
+            f"{self.endpoint} has taken nothing for too long: {self.sent_id - self.acked_id} messages and"
+            f" {self.sent_bytes - self.acked_bytes} bytes are unacknowledged (limits {self.window_messages} and"
+            f" {self.window_bytes}); gave up after {waited:.3g} s; this message had not been sent")
+
+    # -- waiting: leader and followers -------------------------------------------------------------------
+
+    cdef int _await(self, Pending op, int64_t deadline) except -1:
+        """Wait until ``op`` has ended, or the deadline."""
+        self.shared.lock.acquire()
+        try:
+            self._lead_or_follow(op, deadline)
+        finally:
+            self._unlock()
+        return 0
+
+    cdef int _lead_or_follow(self, Pending op, int64_t deadline) except -1:
+        """Drive the channel, or let another thread do so, until ``op`` has ended or the deadline.
+
+        The lock is held on entry and on return, but not while waiting or while callbacks run. Returns at once if
+        another thread waits for ``op`` already.
+        """
+        cdef Waiter waiter
+        cdef int64_t budget, before
+        cdef bint overdue = False
+        if op.outcome != OUTCOME_WAITING or op.waiter is not None:
+            return 0
+        waiter = waiter_borrow()
+        op.waiter = waiter
+        self.inside += 1
+        try:
+            while op.outcome == OUTCOME_WAITING:
+                if self.leader is None:
+                    self.leader = op
+                if self.leader is op:
+                    self._drain()
+                    if self.finished:
+                        self._call_back()
+                        continue
+                    if op.outcome != OUTCOME_WAITING or overdue:
+                        break
+                    budget = self.shared.spin_budget() if self.inside == 1 else 0
+                    self.watched = True
+                    self.shared.lock.release()
+                    before = now_ns()
+                    try:
+                        waiter.wait(self.shared.fd, deadline, budget)
+                    finally:
+                        if budget:
+                            self.shared.spin_result(budget, now_ns() - before < budget)
+                        self.shared.lock.acquire()
+                        self.watched = False
+                else:
+                    if overdue:
+                        break
+                    self.followers[op] = None
+                    self.shared.lock.release()
+                    try:
+                        waiter.wait(-1, deadline, 0)
+                    finally:
+                        self.shared.lock.acquire()
+                        self.followers.pop(op, None)
+                overdue = deadline != NEVER and now_ns() >= deadline
+        finally:
+            op.waiter = None
+            self.inside -= 1
+            if self.leader is op:
+                self.leader = None
+            self._promote()
+            waiter_return(waiter)
+        return 0
+
+    cdef int _promote(self) except -1:
+        """If nobody leads, wake the follower that has waited longest: it will."""
+        cdef Pending follower
+        if self.leader is None:
+            for follower in self.followers:
+                follower.waiter.wake()
+                break
+        return 0
+
+    cdef int _call_back(self) except -1:
+        """Call the finished requests' callbacks without the lock and without being the leader."""
+        finished, self.finished = self.finished, []
+        self.leader = None
+        self._promote()
+        self.shared.lock.release()
+        try:
+            _run_callbacks(finished)
+        finally:
+            self.shared.lock.acquire()
+        return 0
+
+    cdef int _unlock(self) except -1:
+        """Release the lock; then do what must not happen under it: callbacks, and closing the socket."""
+        cdef bint close_now = self.state >= STATE_LOST and self.inside == 0 and self.shared.handle != NULL
+        cdef list finished = self.finished
+        if finished:
+            self.finished = []
+        if close_now:
+            # The state keeps all others from using the handle, and nobody waits on the fd.
+            self.shared.handle = NULL
+        self.shared.lock.release()
+        if close_now:
+            self.shared.close_socket()
+        if finished:
+            _run_callbacks(finished)
+        return 0
+
+    # -- receiving ---------------------------------------------------------------------------------------
+
+    cdef int _drain(self) except -1:
+        """Take everything that has come and notice what has become of the connection. The lock is held."""
+        cdef zc_msg_t message
+        if self.state > STATE_OPEN:
+            return 0
+        libzmq.msg_init(&message)
+        try:
+            while self.shared.receive(&message) != EAGAIN:
+                self._take(&message)
+        finally:
+            libzmq.msg_close(&message)
+        if self.shared.writable:
+            if self.state == STATE_CONNECTING:
+                self.state = STATE_OPEN
+                self._wake_sender()
+        elif self.state == STATE_OPEN:
+            self._lose("the connection broke")
+        release_sent_buffers()
+        return 0
+
+    cdef int _take(self, zc_msg_t *message) except -1:
+        """Take one message, whose first part is ``message``, and give it to whom it belongs."""
+        cdef Header header
+        cdef Envelope envelope
+        cdef Pending pending
+        cdef size_t n_bytes = libzmq.msg_size(message)
+        cdef const char *problem = parse_header(<const unsigned char *>libzmq.msg_data(message), n_bytes, &header)
+        cdef bint more = libzmq.msg_more(message)
+        self.n_received_bytes += n_bytes
+        if problem != NULL or (not more and header.n_buffers != 0):
+            self.n_garbage += 1
+            while more:
+                self.shared.receive(message)
+                more = libzmq.msg_more(message)
+            return 0
+        envelope = envelope_take(message, &header)
+        if more:
+            self._take_buffers(envelope, message)
+            if envelope.header.n_buffers != len(envelope.buffers):
+                self.n_garbage += 1
+                return 0
+        self._acked(header.ack)
+        if header.kind == KIND_REPLY or header.kind == KIND_ERROR or header.kind == KIND_PONG:
+            pending = self.pending.pop(header.id, None)
+            if pending is None:
+                self.n_late += 1
+            else:
+                self.n_replies += 1
+                pending.reply = envelope
+                self._finish(pending, OUTCOME_DONE)
+        elif header.kind == KIND_HELLO:
+            self._hello(envelope)
+        elif header.kind == KIND_GOODBYE:
+            self.goodbye = True
+        elif header.kind != KIND_ACK:
+            self.n_garbage += 1
+        return 0
+
+    cdef int _take_buffers(self, Envelope envelope, zc_msg_t *message) except -1:
+        """Receive the parts that follow ``envelope``'s first one; libzmq delivers them together."""
+        cdef bint more = True
+        cdef list buffers = []
+        while more:
+            if self.shared.receive(message) == EAGAIN:
+                raise errors.InternalError(f"{self.endpoint}: a multipart message came in pieces")
+            more = libzmq.msg_more(message)
+            envelope.n_bytes += libzmq.msg_size(message)
+            self.n_received_bytes += libzmq.msg_size(message)
+            if len(buffers) < envelope.header.n_buffers:
+                buffers.append(part_take(message))
+        envelope.buffers = buffers
+        return 0
+
+    cdef int _hello(self, Envelope envelope) except -1:
+        """The port has seen this connection's first message, number ``envelope.id``: earlier ones it never got."""
+        cdef uint64_t first = envelope.header.id
+        cdef Pending pending
+        if envelope.header.body_bytes < 16 or first == 0 or first > self.sent_id:
+            self.n_garbage += 1
+            return 0
+        self.instance = bytes(envelope.body[:16])
+        if first - 1 > self.acked_id:
+            self.n_lost += first - 1 - self.acked_id
+            for number in [number for number in self.pending if number < first]:
+                pending = self.pending.pop(number)
+                self._finish(pending, OUTCOME_LOST)
+            self.lost_reason = "the connection broke and was made again"
+            self._acked(first - 1)
+        return 0
+
+    cdef int _finish(self, Pending pending, int outcome) except -1:
+        """End ``pending``, which has been taken out of the tables, and wake or note whom it concerns."""
+        pending.outcome = outcome
+        if pending.callback is not None:
+            self.finished.append(pending)
+        # The leader itself is awake while it drains; it sleeps only while ``watched``.
+        if pending.waiter is not None and (self.watched or pending is not self.leader):
+            pending.waiter.wake()
+        return 0
+
+    cdef int _lose(self, str reason) except -1:
+        """The connection has gone: everything outstanding has failed."""
+        self.state = STATE_LOST
+        self.lost_reason = reason
+        self.n_lost += self.sent_id - self.acked_id
+        return self._end_all(OUTCOME_LOST)
+
+    cdef int _end_all(self, int outcome) except -1:
+        cdef Pending pending
+        for pending in self.pending.values():
+            self._finish(pending, outcome)
+        self.pending.clear()
+        for pending in self.senders:
+            self._finish(pending, outcome)
+        self.senders.clear()
+        self.acked_id = self.sent_id
+        self.acked_bytes = self.sent_bytes
+        return 0
+
+    # -- how a request ends without a reply --------------------------------------------------------------
+
+    cdef int _abandon(self, Pending pending) except -1:
+        """Nobody waits for ``pending`` any longer: its time is over, or the waiting thread was interrupted."""
+        self.shared.lock.acquire()
+        try:
+            if self.pending.pop(pending.id, None) is not None:
+                self.n_timeouts += 1
+                self._finish(pending, OUTCOME_EXPIRED)
+        finally:
+            self._unlock()
+        return 0
+
+    def _cancel(self, Pending pending not None) -> bool:
+        self.shared.lock.acquire()
+        try:
+            if self.pending.pop(pending.id, None) is None:
+                return False
+            pending.callback = None
+            self._finish(pending, OUTCOME_CANCELLED)
+            return True
+        finally:
+            self._unlock()
+
+    cdef Envelope _result(self, Pending pending):
+        cdef double waited
+        if pending.outcome == OUTCOME_DONE:
+            return pending.reply
+        if pending.outcome == OUTCOME_EXPIRED:
+            waited = (pending.deadline - pending.started) / 1e9
+            raise errors.DeadlineExceeded(f"{self.endpoint} has not answered within {waited:.3g} s")
+        if pending.outcome == OUTCOME_LOST:
+            raise errors.PeerLost(
+                f"{self.endpoint}: {self.lost_reason} before the reply came; the request may have been executed")
+        if pending.outcome == OUTCOME_CLOSED:
+            raise errors.Closed(f"channel to {self.endpoint} was closed before the reply came")
+        raise errors.Closed(f"request {pending.id} to {self.endpoint} was cancelled")
+
+
+cdef int _run_callbacks(list finished) except -1:
+    cdef Pending pending
+    for pending in finished:
+        callback, pending.callback = pending.callback, None
+        if callback is not None:
+            try:
+                callback(pending)
+            except BaseException as exc:
+                # Not ours to handle, and nobody to raise it to: sys.unraisablehook is where Python reports such.
+                sys.unraisablehook(SimpleNamespace(
+                    exc_type=type(exc), exc_value=exc, exc_traceback=exc.__traceback__, object=callback,
+                    err_msg="exception ignored in the callback of a submitted request"))
+    return 0

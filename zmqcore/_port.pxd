@@ -1,0 +1,56 @@
+"""One bound ROUTER socket and the requests that came to it: see ``_port.pyx``."""
+
+from libc.stddef cimport size_t
+from libc.stdint cimport int64_t, uint64_t
+
+from zmqcore._frame cimport Envelope, Header, Parcel
+from zmqcore._libzmq cimport zc_msg_t
+from zmqcore._socket cimport SharedSocket, Waiter
+
+cdef class Peer:
+    cdef bytes routing_id
+    cdef bint flow              # it counts on acknowledgements
+    cdef bint owing             # it stands in Port.owing
+    cdef uint64_t taken         # the highest id that was taken from it
+    cdef uint64_t unacked, unacked_one_way, unacked_bytes
+    cdef int64_t last_seen
+
+cdef class Request:
+    cdef Port port
+    cdef Peer peer
+    cdef readonly Envelope envelope
+    cdef bint delimiter         # the peer is a REQ socket: an empty part comes before the envelope
+    cdef bint answered
+    cdef int64_t received, deadline
+
+cdef class Port:
+    cdef SharedSocket shared    # its lock guards all that follows
+    cdef Waiter waiter          # of the receiving thread
+    cdef readonly tuple endpoints
+    cdef readonly bytes instance
+    cdef dict peers             # routing id -> Peer
+    cdef Peer last_peer
+    cdef list owing             # peers that have something unacknowledged
+    cdef bint receiving         # a thread is in receive()
+    cdef bint watched           # ... and in poll(2): senders must keep the edge-trigger rule
+    cdef bint woken, closed
+    cdef size_t max_bytes
+    cdef Py_ssize_t max_buffers
+    cdef int64_t next_prune
+    cdef uint64_t n_calls, n_casts, n_fanouts, n_replies, n_acks, n_garbage, n_too_large
+    cdef uint64_t n_undeliverable, n_dropped, n_received_bytes, n_sent_bytes
+
+    cdef int _check(self) except -1
+    cdef int _take(self, list requests) except -1
+    cdef Request _take_envelope(self, Peer peer, zc_msg_t *message, bint delimiter)
+    cdef Request _refuse(self, Request request, size_t n_bytes)
+    cdef int _skip(self, zc_msg_t *message, bint more) except -1
+    cdef Peer _peer(self, zc_msg_t *routing_id)
+    cdef int _count_taken(self, Peer peer, Header *header, size_t n_bytes) except -1
+    cdef int _acknowledge(self, Peer peer) except -1
+    cdef int _flush_acks(self, bint calls_too) except -1
+    cdef int _control(self, Peer peer, int kind, uint64_t id, bytes body, bint delimiter) except -1
+    cdef int _send(self, Peer peer, Parcel *parcel, bint delimiter) except -1
+    cdef int _answer(self, Request request, int kind, body, list buffers, bytes metadata, int codec) except -1
+    cdef int _prune(self, int64_t now) except -1
+    cdef int _unlock(self) except -1

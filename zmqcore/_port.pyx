@@ -1,0 +1,564 @@
+# cython: language_level=3, embedsignature=True, auto_pickle=False, freethreading_compatible=True
+"""One bound ROUTER socket: one thread receives, in batches; any thread replies.
+
+A reply does not wake the receiving thread: the replying thread sends by itself, under the socket's lock, and wakes
+the receiver only if sending has swallowed the edge of a message that came meanwhile.
+
+The port acknowledges what it has taken, cumulatively for each peer that counts on it (flag FLOW): with every reply, at
+the latest after ACK_MESSAGES messages or ACK_BYTES bytes, for one-way messages also before it goes to sleep, and for
+calls that take long after ACK_CALLS_AFTER. The first message on a new connection is answered by a hello that
+names that message and this port's instance.
+
+Bytes that are not an envelope are counted and dropped.
+"""
+
+import os
+
+import zmq
+
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from libc.errno cimport EAGAIN, EHOSTUNREACH, EINTR
+from libc.stddef cimport size_t
+from libc.stdint cimport int64_t, uint64_t
+from libc.string cimport memcmp, memcpy
+
+from zmqcore._frame cimport (
+    FLAG_FLOW, KIND_ACK, KIND_CALL, KIND_CANCEL, KIND_CAST, KIND_ERROR, KIND_FANOUT, KIND_GOODBYE, KIND_HELLO,
+    KIND_PING, KIND_PONG, KIND_REPLY, NO_DEADLINE, Envelope, Header, Parcel, envelope_take, parcel_close, parcel_pack,
+    parcel_pack_control, parcel_send, parcel_set_ack, parse_header, part_take, release_sent_buffers,
+)
+from zmqcore._libzmq cimport ZMQ_DONTWAIT, ZMQ_SNDMORE, libzmq, raise_errno, zc_msg_t
+from zmqcore._socket cimport NEVER, SharedSocket, Waiter, deadline_after, fork_generation, now_ns
+
+from zmqcore import _frame, _socket, errors  # noqa: F401  (they fill the function table)
+
+__all__ = ["Port", "Request"]
+
+# Part of the protocol: a sender's window should be larger than this, or it waits for the acknowledgement that
+# comes when the port goes to sleep.
+cdef enum:
+    ACK_MESSAGES = 256
+    ACK_BYTES = 1 << 20
+
+cdef int64_t ACK_CALLS_AFTER = 100_000_000      # ns; well below any sensible liveness interval
+cdef int64_t PRUNE_EVERY = 30_000_000_000       # ns
+cdef int64_t PRUNE_SILENT_FOR = 60_000_000_000  # ns
+
+
+@cython.final
+@cython.no_gc       # holds a bytes object only
+cdef class Peer:
+    """One connection to the port, by the routing id that libzmq gave it."""
+
+
+@cython.final
+@cython.freelist(64)
+cdef class Request:
+    """A call, cast or fanout that has come to a port. Answer a call once, from any thread."""
+
+    @property
+    def kind(self) -> str:
+        """"call", "cast" or "fanout"."""
+        return self.envelope.kind
+
+    @property
+    def wants_reply(self) -> bool:
+        """Whether it is a call that has not been answered yet."""
+        return self.envelope.header.kind == KIND_CALL and not self.answered
+
+    @property
+    def method(self) -> str:
+        """The method's name."""
+        return self.envelope.method
+
+    @property
+    def expired(self) -> bool:
+        """Whether the caller's deadline has passed: nobody waits for the result any more."""
+        return self.deadline != NEVER and now_ns() >= self.deadline
+
+    @property
+    def remaining(self) -> float | None:
+        """How many seconds are left until the caller's deadline, 0.0 at least; None if it has none."""
+        if self.deadline == NEVER:
+            return None
+        return max(0.0, (self.deadline - now_ns()) / 1e9)
+
+    @property
+    def peer_id(self) -> bytes:
+        """The routing id of the connection it came on: the same for all requests of one channel."""
+        return self.peer.routing_id
+
+    def reply(self, body, list buffers=None, int codec=0, bytes metadata not None=b"") -> bool:
+        """Send the result. Return False if the peer has gone.
+
+        ``body`` is bytes-like and copied, ``buffers`` are not copied and must not change until they are sent.
+        Raises PayloadTooLarge over the port's limits (nothing has been sent then and another answer can be), and
+        InternalError when it is answered already or is not a call.
+        """
+        return self.port._answer(self, KIND_REPLY, body, buffers, metadata, codec) != 0
+
+    def error(self, body, list buffers=None, int codec=0, bytes metadata not None=b"") -> bool:
+        """Send an error in place of the result; as reply() otherwise."""
+        return self.port._answer(self, KIND_ERROR, body, buffers, metadata, codec) != 0
+
+    def __repr__(self) -> str:
+        return f"<Request {self.kind} {self.method!r} id={self.envelope.id}{' answered' if self.answered else ''}>"
+
+
+cdef class Port:
+    """Bind a ROUTER socket of ``context`` to each of ``endpoints`` (``tcp://127.0.0.1:*`` takes a free port).
+
+    ``max_bytes`` and ``max_buffers`` bound one message in either direction; ``high_water`` is how many replies may
+    wait for one peer that does not read them before further ones are dropped and counted. ``spin`` is how long, in
+    seconds, receive() polls without blocking first. ``configure(socket)`` is called before binding. Raises OSError
+    or zmq.ZMQError when an endpoint cannot be bound.
+
+    receive() belongs to one thread at a time, everything else is thread-safe. A forked child cannot use it.
+    """
+
+    def __init__(
+        self, context: zmq.Context, endpoints, *, max_bytes: int = 1 << 28, max_buffers: int = 1024,
+        high_water: int = 10_000, spin: float = 60e-6, configure=None,
+    ):
+        socket = context.socket(zmq.ROUTER)
+        bound = []
+        try:
+            socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+            socket.setsockopt(zmq.SNDHWM, high_water)
+            socket.setsockopt(zmq.RCVHWM, high_water)
+            socket.setsockopt(zmq.LINGER, 0)
+            socket.setsockopt(zmq.MAXMSGSIZE, max_bytes)
+            socket.setsockopt(zmq.BACKLOG, 1024)
+            if configure is not None:
+                configure(socket)
+            for endpoint in endpoints:
+                socket.bind(endpoint)
+                bound.append(socket.getsockopt(zmq.LAST_ENDPOINT).rstrip(b"\0").decode())
+            self.shared = SharedSocket(socket, spin)
+            self.waiter = Waiter()
+        except BaseException:
+            socket.close(linger=0)
+            raise
+        self.endpoints = tuple(bound)
+        self.instance = os.urandom(16)
+        self.max_bytes = max_bytes
+        self.max_buffers = max_buffers
+        self.peers = {}
+        self.owing = []
+        self.next_prune = now_ns() + PRUNE_EVERY
+
+    # -- what the server uses ----------------------------------------------------------------------------
+
+    def receive(self, max_messages: int = 64, timeout: float | None = None) -> list:
+        """Return the requests that have come, at most ``max_messages``; wait up to ``timeout`` seconds for one.
+
+        Returns an empty list at the timeout or after wake(). Raises Closed once the port is closed, and
+        InternalError if another thread is in receive().
+        """
+        cdef int64_t deadline = deadline_after(timeout)
+        cdef int64_t until, before, budget
+        cdef Py_ssize_t limit = max_messages
+        cdef bint acks_flushed = False
+        cdef list requests = []
+        self._check()
+        self.shared.lock.acquire()
+        try:
+            if self.closed:
+                raise errors.Closed("the port is closed")
+            if self.receiving:
+                raise errors.InternalError("two threads receive from one port")
+            self.receiving = True
+            try:
+                while True:
+                    while len(requests) < limit and self._take(requests) != EAGAIN:
+                        pass
+                    if requests:
+                        break
+                    if self.closed:
+                        raise errors.Closed("the port is closed")
+                    if self.woken:
+                        self.woken = False
+                        break
+                    before = now_ns()
+                    if before >= deadline:
+                        break
+                    if before >= self.next_prune:
+                        self._prune(before)
+                    # First spin; only then acknowledge what needs no reply, and block.
+                    budget = 0 if acks_flushed else self.shared.spin_budget()
+                    if budget:
+                        until = min(before + budget, deadline)
+                    else:
+                        if not acks_flushed and self.owing:
+                            self._flush_acks(False)
+                        until = min(before + ACK_CALLS_AFTER, deadline) if self.owing else deadline
+                    self.watched = True
+                    self.shared.lock.release()
+                    try:
+                        self.waiter.wait(self.shared.fd, until, budget)
+                    finally:
+                        if budget:
+                            self.shared.spin_result(budget, now_ns() - before < budget)
+                        self.shared.lock.acquire()
+                        self.watched = False
+                    if now_ns() < until:
+                        acks_flushed = False
+                        continue
+                    if budget:
+                        self.shared.read_events()
+                        if not self.shared.readable:
+                            self._flush_acks(False)
+                            acks_flushed = True
+                    elif self.owing:
+                        self._flush_acks(True)
+                release_sent_buffers()
+            finally:
+                self.receiving = False
+        finally:
+            self._unlock()
+        return requests
+
+    def wake(self) -> None:
+        """Make receive() return, now or the next time."""
+        self._check()
+        self.shared.lock.acquire()
+        self.woken = True
+        if self.watched:
+            self.waiter.wake()
+        self.shared.lock.release()
+
+    def goodbye(self) -> int:
+        """Tell every peer that nothing new is taken here: clients go elsewhere. Return how many were told."""
+        cdef Peer peer
+        cdef int told = 0
+        self._check()
+        self.shared.lock.acquire()
+        try:
+            if not self.closed:
+                for peer in list(self.peers.values()):
+                    if peer.flow:
+                        told += self._control(peer, KIND_GOODBYE, 0, b"", False)
+        finally:
+            self._unlock()
+        return told
+
+    def close(self, linger: float = 0.0) -> None:
+        """Close the socket; what has not been sent is dropped after ``linger`` seconds. Twice is fine.
+
+        Returns at once. A thread in receive() gets Closed, and closes the socket as it leaves.
+        """
+        if self.shared.generation != fork_generation():
+            return
+        self.shared.lock.acquire()
+        try:
+            if not self.closed:
+                self.closed = True
+                self.shared.socket.setsockopt(zmq.LINGER, int(linger * 1000))
+                if self.watched:
+                    self.waiter.wake()
+        finally:
+            self._unlock()
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether close() has been called."""
+        return self.closed
+
+    def stats(self) -> dict[str, int]:
+        """Return the counters since the port was made, and how many peers it knows now."""
+        return {
+            "peers": len(self.peers), "calls": self.n_calls, "casts": self.n_casts, "fanouts": self.n_fanouts,
+            "replies": self.n_replies, "acks": self.n_acks, "garbage": self.n_garbage,
+            "too_large": self.n_too_large, "undeliverable_replies": self.n_undeliverable,
+            "dropped_replies": self.n_dropped, "received_bytes": self.n_received_bytes,
+            "sent_bytes": self.n_sent_bytes,
+        }
+
+    def __repr__(self) -> str:
+        return f"<Port {', '.join(self.endpoints)} {'closed' if self.closed else 'open'}, {len(self.peers)} peers>"
+
+    # -- receiving ---------------------------------------------------------------------------------------
+
+    cdef int _check(self) except -1:
+        """Raise Closed in a forked child: there even the lock may be held by a thread that does not exist."""
+        if self.shared.generation != fork_generation():
+            raise errors.Closed(f"the port at {', '.join(self.endpoints)} was made before a fork and is the parent's")
+        return 0
+
+    cdef int _take(self, list requests) except -1:
+        """Take one message; append it to ``requests`` if it is one. Return 0, or EAGAIN if there was none."""
+        cdef zc_msg_t routing_id, message
+        cdef bint delimiter = False
+        cdef Request request
+        cdef Peer peer
+        libzmq.msg_init(&routing_id)
+        if self.shared.receive(&routing_id) == EAGAIN:
+            libzmq.msg_close(&routing_id)
+            return EAGAIN
+        libzmq.msg_init(&message)
+        try:
+            if not libzmq.msg_more(&routing_id):
+                self.n_garbage += 1
+                return 0
+            self.shared.receive(&message)
+            if libzmq.msg_size(&message) == 0 and libzmq.msg_more(&message):
+                delimiter = True
+                self.shared.receive(&message)
+            peer = self._peer(&routing_id)
+            request = self._take_envelope(peer, &message, delimiter)
+            if request is not None:
+                requests.append(request)
+        finally:
+            libzmq.msg_close(&routing_id)
+            libzmq.msg_close(&message)
+        return 0
+
+    cdef Peer _peer(self, zc_msg_t *routing_id):
+        """Return the peer with this routing id, or a new one that is not in the table yet."""
+        cdef const char *data = <const char *>libzmq.msg_data(routing_id)
+        cdef Py_ssize_t size = libzmq.msg_size(routing_id)
+        cdef Peer peer = self.last_peer
+        if peer is not None and PyBytes_GET_SIZE(peer.routing_id) == size \
+                and memcmp(PyBytes_AS_STRING(peer.routing_id), data, size) == 0:
+            return peer
+        key = PyBytes_FromStringAndSize(data, size)
+        peer = self.peers.get(key)
+        if peer is None:
+            peer = Peer.__new__(Peer)
+            peer.routing_id = key
+        else:
+            self.last_peer = peer
+        return peer
+
+    cdef Request _take_envelope(self, Peer peer, zc_msg_t *message, bint delimiter):
+        """Read the envelope that starts with ``message``; do what the protocol asks; return a request, or None."""
+        cdef Header header
+        cdef Envelope envelope
+        cdef Request request
+        cdef list buffers
+        cdef size_t n_bytes = libzmq.msg_size(message)
+        cdef bint more = libzmq.msg_more(message)
+        cdef const char *problem = parse_header(<const unsigned char *>libzmq.msg_data(message), n_bytes, &header)
+        if problem != NULL or header.kind == KIND_REPLY or header.kind == KIND_ERROR or header.kind == KIND_PONG:
+            self.n_garbage += 1
+            self._skip(message, more)
+            return None
+        envelope = envelope_take(message, &header)
+        if more:
+            buffers = []
+            while more:
+                self.shared.receive(message)
+                more = libzmq.msg_more(message)
+                n_bytes += libzmq.msg_size(message)
+                # Over a limit the rest is dropped part by part; nothing is kept.
+                if len(buffers) < header.n_buffers and len(buffers) < self.max_buffers and n_bytes <= self.max_bytes:
+                    buffers.append(part_take(message))
+            envelope.buffers = buffers
+            envelope.n_bytes = n_bytes
+        self.n_received_bytes += n_bytes
+        peer.last_seen = now_ns()
+        if header.flags & FLAG_FLOW and not peer.flow:
+            peer.flow = True
+            self.peers[peer.routing_id] = peer
+            self._control(peer, KIND_HELLO, header.id, self.instance, delimiter)
+        if header.kind == KIND_PING:
+            self._count_taken(peer, &header, n_bytes)
+            self._control(peer, KIND_PONG, header.id, b"", delimiter)
+            return None
+        if header.kind == KIND_GOODBYE:
+            self.peers.pop(peer.routing_id, None)
+            if self.last_peer is peer:
+                self.last_peer = None
+            return None
+        if header.kind == KIND_CALL:
+            self.n_calls += 1
+        elif header.kind == KIND_CAST:
+            self.n_casts += 1
+        elif header.kind == KIND_FANOUT:
+            self.n_fanouts += 1
+        else:
+            return None         # an ack, a hello, a cancel: nothing that a port acts on
+        self._count_taken(peer, &header, n_bytes)
+        request = Request.__new__(Request)
+        request.port = self
+        request.peer = peer
+        request.envelope = envelope
+        request.delimiter = delimiter
+        request.received = peer.last_seen
+        request.deadline = NEVER
+        if header.remaining_ms != NO_DEADLINE:
+            request.deadline = peer.last_seen + <int64_t>header.remaining_ms * 1000000
+        if (0 if envelope.buffers is None else len(envelope.buffers)) != header.n_buffers:
+            return self._refuse(request, n_bytes)
+        return request
+
+    cdef Request _refuse(self, Request request, size_t n_bytes):
+        """A request without all of its buffers: over a limit, or not what its header says. Tell a caller."""
+        cdef bytes reason
+        if n_bytes > self.max_bytes or request.envelope.header.n_buffers > self.max_buffers:
+            self.n_too_large += 1
+            reason = (f"PayloadTooLarge: message of {n_bytes} bytes with {request.envelope.header.n_buffers} buffers;"
+                      f" the limits are {self.max_bytes} and {self.max_buffers}").encode()
+        else:
+            self.n_garbage += 1
+            reason = b"ProtocolError: the envelope announces another number of buffers than came"
+        if request.envelope.header.kind == KIND_CALL:
+            self._control(request.peer, KIND_ERROR, request.envelope.header.id, reason, request.delimiter)
+        return None
+
+    cdef int _skip(self, zc_msg_t *message, bint more) except -1:
+        """Drop what is left of a multipart message."""
+        while more:
+            self.shared.receive(message)
+            more = libzmq.msg_more(message)
+        return 0
+
+    # -- acknowledging -----------------------------------------------------------------------------------
+
+    cdef int _count_taken(self, Peer peer, Header *header, size_t n_bytes) except -1:
+        if not peer.flow:
+            return 0
+        if header.id > peer.taken:
+            peer.taken = header.id
+        peer.unacked += 1
+        peer.unacked_bytes += n_bytes
+        if header.kind == KIND_CAST or header.kind == KIND_FANOUT:
+            peer.unacked_one_way += 1
+        if not peer.owing:
+            peer.owing = True
+            self.owing.append(peer)
+        if peer.unacked >= ACK_MESSAGES or peer.unacked_bytes >= ACK_BYTES:
+            self._acknowledge(peer)
+        return 0
+
+    cdef int _acknowledge(self, Peer peer) except -1:
+        self.n_acks += 1
+        return self._control(peer, KIND_ACK, 0, b"", False)
+
+    cdef int _flush_acks(self, bint calls_too) except -1:
+        """Acknowledge one-way messages, with ``calls_too`` everything, and forget who owes nothing any more."""
+        cdef Peer peer
+        cdef list still_owing = []
+        for peer in self.owing:
+            if peer.unacked_one_way or (calls_too and peer.unacked):
+                self._acknowledge(peer)
+            if peer.unacked:
+                still_owing.append(peer)
+            else:
+                peer.owing = False
+        self.owing = still_owing
+        return 0
+
+    cdef int _prune(self, int64_t now) except -1:
+        """Forget silent peers whose connection has gone: sending to them says so (ROUTER_MANDATORY)."""
+        cdef Peer peer
+        self.next_prune = now + PRUNE_EVERY
+        for peer in list(self.peers.values()):
+            if now - peer.last_seen > PRUNE_SILENT_FOR:
+                self._acknowledge(peer)
+        return 0
+
+    # -- sending -----------------------------------------------------------------------------------------
+
+    cdef int _control(self, Peer peer, int kind, uint64_t id, bytes body, bint delimiter) except -1:
+        """Send a message of the protocol itself; return 1, or 0 if the peer has gone. The lock is held."""
+        cdef Parcel parcel
+        cdef Header header
+        header.kind = kind
+        header.flags = 0
+        header.codec = 0
+        header.id = id
+        header.ack = 0
+        header.remaining_ms = NO_DEADLINE
+        header.body_bytes = PyBytes_GET_SIZE(body)
+        parcel_pack_control(&parcel, &header, PyBytes_AS_STRING(body))
+        return self._send(peer, &parcel, delimiter)
+
+    cdef int _answer(self, Request request, int kind, body, list buffers, bytes metadata, int codec) except -1:
+        """Pack and send the answer; return 1, or 0 if the peer has gone."""
+        cdef Parcel parcel
+        cdef Header header
+        if request.envelope.header.kind != KIND_CALL:
+            raise errors.InternalError(f"{request!r} wants no answer")
+        self._check()
+        header.kind = kind
+        header.flags = 0
+        header.codec = codec
+        header.id = request.envelope.header.id
+        header.ack = 0
+        header.remaining_ms = NO_DEADLINE
+        parcel_pack(&parcel, &header, b"", "", metadata, body, buffers, self.max_bytes, self.max_buffers)
+        self.shared.lock.acquire()
+        if request.answered or self.closed:
+            self.shared.lock.release()
+            parcel_close(&parcel)
+            if request.answered:
+                raise errors.InternalError(f"{request!r} is answered twice")
+            raise errors.Closed(f"the port at {', '.join(self.endpoints)} is closed")
+        request.answered = True
+        try:
+            self.n_replies += 1
+            return self._send(request.peer, &parcel, request.delimiter)
+        finally:
+            self._unlock()
+
+    cdef int _send(self, Peer peer, Parcel *parcel, bint delimiter) except -1:
+        """Send ``parcel`` to ``peer`` and close it; return 1, or 0 if the peer has gone or reads nothing.
+
+        The lock is held. Every message to a peer that counts on it carries the acknowledgement.
+        """
+        cdef zc_msg_t part
+        cdef int code = 0
+        cdef size_t size = PyBytes_GET_SIZE(peer.routing_id)
+        if peer.flow:
+            parcel_set_ack(parcel, peer.taken)
+        try:
+            if libzmq.msg_init_size(&part, size) != 0:
+                raise MemoryError()
+            memcpy(libzmq.msg_data(&part), PyBytes_AS_STRING(peer.routing_id), size)
+            while libzmq.msg_send(&part, self.shared.handle, ZMQ_DONTWAIT | ZMQ_SNDMORE) < 0:
+                code = libzmq.get_errno()
+                if code != EINTR:
+                    break
+                code = 0
+            if code != 0:
+                libzmq.msg_close(&part)
+                if code == EHOSTUNREACH:
+                    self.n_undeliverable += 1
+                    self.peers.pop(peer.routing_id, None)
+                    peer.flow = False
+                    peer.unacked = peer.unacked_one_way = 0
+                    if self.last_peer is peer:
+                        self.last_peer = None
+                elif code == EAGAIN:
+                    self.n_dropped += 1
+                else:
+                    raise_errno(code, "cannot send")
+                return 0
+            if delimiter:
+                libzmq.msg_init(&part)
+                libzmq.msg_send(&part, self.shared.handle, ZMQ_DONTWAIT | ZMQ_SNDMORE)
+            self.n_sent_bytes += parcel.n_bytes
+            code = self.shared.send(parcel)
+            if code != 0 and code != EAGAIN and code != EHOSTUNREACH:
+                raise_errno(code, "cannot send")
+            peer.unacked = peer.unacked_one_way = peer.unacked_bytes = 0
+        finally:
+            parcel_close(parcel)
+            if self.watched:
+                self.shared.read_events()
+                if self.shared.readable:
+                    self.waiter.wake()
+        return 1
+
+    cdef int _unlock(self) except -1:
+        """Release the lock, and close the socket if that was asked for and nobody receives."""
+        cdef bint close_now = self.closed and not self.receiving and self.shared.handle != NULL
+        if close_now:
+            self.shared.handle = NULL
+        self.shared.lock.release()
+        if close_now:
+            socket, self.shared.socket = self.shared.socket, None
+            socket.close()
+        return 0

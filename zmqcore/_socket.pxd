@@ -1,0 +1,48 @@
+"""One ZeroMQ socket shared by threads, and how a thread waits: see ``_socket.pyx``."""
+
+cimport cython
+from libc.stdint cimport int64_t, uint64_t
+
+from zmqcore._frame cimport Parcel
+from zmqcore._libzmq cimport zc_msg_t
+
+cdef enum:
+    WAIT_TIMED_OUT = 0
+    WAIT_READABLE = 1
+    WAIT_WOKEN = 2
+    WAIT_INTERRUPTED = 4
+
+cdef int64_t NEVER
+
+cdef int64_t now_ns() noexcept nogil
+cdef int64_t deadline_after(timeout) except -1
+cdef uint64_t fork_generation() noexcept nogil
+
+cdef class Waiter:
+    cdef int read_fd
+    cdef int write_fd
+    cdef int wait(self, int fd, int64_t deadline, int64_t spin_ns) except -1
+    cdef int wake(self) noexcept nogil
+    cdef int forget(self) noexcept
+
+cdef Waiter waiter_borrow()
+cdef int waiter_return(Waiter waiter) except -1
+
+cdef class SharedSocket:
+    cdef readonly object socket         # owned: the pyzmq socket; None once closed
+    cdef void *handle                   # borrowed from socket
+    cdef readonly int fd                # ZMQ_FD, borrowed from socket
+    cdef cython.pymutex lock            # guards every libzmq operation on the socket, and its owner's state
+    cdef bint writable                  # ZMQ_POLLOUT, as of the last time that the events were read
+    cdef bint readable                  # ZMQ_POLLIN, likewise
+    cdef uint64_t generation            # fork_generation() when it was made
+    cdef int spin_score                 # how well spinning has paid lately
+    cdef unsigned int spin_skipped
+    cdef readonly int64_t spin_ns
+    cdef int check(self, object what) except -1
+    cdef int read_events(self) except -1
+    cdef int receive(self, zc_msg_t *message) except -1
+    cdef int send(self, Parcel *parcel) noexcept
+    cdef int64_t spin_budget(self) noexcept
+    cdef int spin_result(self, int64_t budget, bint paid) noexcept
+    cdef int close_socket(self) except -1

@@ -1,0 +1,344 @@
+# cython: language_level=3, embedsignature=True, auto_pickle=False, freethreading_compatible=True
+"""One ZeroMQ socket made safe to share: its lock, the edge-trigger rule, and the ways to wait.
+
+This is the only place that knows these rules:
+
+* Every libzmq operation on the socket is non-blocking and happens under the socket's lock. The lock is not the
+  GIL, and a small operation does not release the GIL: only real waiting does.
+* ``ZMQ_FD`` is edge-triggered (zmq_getsockopt(3)). Nobody waits on it unless a receive has just ended in EAGAIN
+  *and* ``ZMQ_EVENTS``, read after that, had no POLLIN; and who sends while somebody waits reads ``ZMQ_EVENTS``
+  afterwards, because sending may have swallowed the edge.
+* Waiting is poll(2) outside the lock, on the socket's fd and on an eventfd by which other threads wake the waiter.
+  Before it blocks it polls without blocking and yields the processor between tries, for a short while: a round
+  trip over loopback is answered sooner than a blocked thread wakes up. It does so only while that pays.
+
+Sockets do not survive a fork: everything here carries the generation of the process that made it.
+"""
+
+import os
+
+import zmq
+
+cimport cython
+from cpython.exc cimport PyErr_CheckSignals
+from libc.errno cimport EAGAIN, EINTR, errno
+from libc.stdint cimport INT64_MAX, int64_t, uint64_t
+
+from zmqcore._frame cimport Parcel, parcel_send
+from zmqcore._libzmq cimport (
+    ZMQ_DONTWAIT, ZMQ_EVENTS, ZMQ_FD, ZMQ_POLLIN, ZMQ_POLLOUT, libzmq, raise_errno, zc_msg_t,
+)
+
+from zmqcore import _frame, errors  # noqa: F401  (_frame fills the function table)
+
+cdef extern from *:
+    """
+    #include <errno.h>
+    #include <fcntl.h>
+    #include <poll.h>
+    #include <sched.h>
+    #include <stdint.h>
+    #include <time.h>
+    #include <unistd.h>
+    #ifdef __linux__
+    #include <sys/eventfd.h>
+    #endif
+
+    static inline int64_t zc_now_ns(void) {
+        struct timespec t;
+        clock_gettime(CLOCK_MONOTONIC, &t);
+        return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+    }
+
+    /* A descriptor to wake a poll by. One eventfd on Linux, else a pipe; both ends non-blocking, not inherited. */
+    static int zc_wake_open(int *read_fd, int *write_fd) {
+    #ifdef __linux__
+        *read_fd = *write_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+        return *read_fd < 0 ? -1 : 0;
+    #else
+        int ends[2], i;
+        if (pipe(ends) < 0) return -1;
+        for (i = 0; i < 2; i++) {
+            fcntl(ends[i], F_SETFD, FD_CLOEXEC);
+            fcntl(ends[i], F_SETFL, O_NONBLOCK);
+        }
+        *read_fd = ends[0]; *write_fd = ends[1];
+        return 0;
+    #endif
+    }
+    static void zc_wake_close(int read_fd, int write_fd) {
+        if (read_fd >= 0) close(read_fd);
+        if (write_fd >= 0 && write_fd != read_fd) close(write_fd);
+    }
+    static void zc_wake_write(int fd) {
+        static const uint64_t one = 1;
+        while (write(fd, &one, sizeof one) < 0 && errno == EINTR) {}
+    }
+    static void zc_wake_clear(int fd) {
+        char buffer[64];
+        while (read(fd, buffer, sizeof buffer) > 0) {}
+    }
+
+    /* poll(2) on up to two descriptors (-1: none) until `deadline`, first `spin_ns` long without blocking.
+       Returns a set of bits: 1 fd is readable, 2 wake_fd is, 4 a signal came; 0 when the time is over. */
+    static int zc_wait(int fd, int wake_fd, int64_t deadline, int64_t spin_ns) {
+        struct pollfd fds[2] = {{fd, POLLIN, 0}, {wake_fd, POLLIN, 0}};
+        struct timespec left;
+        int64_t now, spin_until;
+        int n;
+        if (spin_ns > 0) {
+            now = zc_now_ns();
+            spin_until = now + spin_ns < deadline ? now + spin_ns : deadline;
+            do {
+                n = poll(fds, 2, 0);
+                if (n > 0) goto ready;
+                if (n < 0 && errno == EINTR) return 4;
+                sched_yield();
+                now = zc_now_ns();
+            } while (now < spin_until);
+        }
+        if (deadline == INT64_MAX) {
+            n = poll(fds, 2, -1);
+        } else {
+            now = zc_now_ns();
+            if (deadline <= now) {
+                n = poll(fds, 2, 0);
+            } else {
+    #ifdef __linux__
+                left.tv_sec = (deadline - now) / 1000000000;
+                left.tv_nsec = (deadline - now) % 1000000000;
+                n = ppoll(fds, 2, &left, NULL);
+    #else
+                (void)left;
+                /* Rounded up: to wait a little too long beats a busy loop at the end. */
+                int64_t ms = (deadline - now + 999999) / 1000000;
+                n = poll(fds, 2, ms > 2000000000 ? 2000000000 : (int)ms);
+    #endif
+            }
+        }
+        if (n < 0) return errno == EINTR ? 4 : 1;    /* any other error shows at the next operation */
+    ready:
+        n = (fds[0].revents ? 1 : 0) | (fds[1].revents ? 2 : 0);
+        if (n & 2) zc_wake_clear(wake_fd);
+        return n;
+    }
+    """
+    int64_t zc_now_ns() noexcept nogil
+    int zc_wake_open(int *, int *) noexcept nogil
+    void zc_wake_close(int, int) noexcept nogil
+    void zc_wake_write(int) noexcept nogil
+    void zc_wake_clear(int) noexcept nogil
+    int zc_wait(int fd, int wake_fd, int64_t deadline, int64_t spin_ns) noexcept nogil
+
+__all__ = ["generation", "waiters"]
+
+NEVER = INT64_MAX
+
+# The longest timeout that is taken as one; anything above it is "never" (about 146 years).
+cdef double _LONGEST_SECONDS = 4.6e9
+
+cdef uint64_t _generation = 1
+cdef list _idle_waiters = []
+cdef int64_t _open_waiters = 0
+
+
+cdef int64_t now_ns() noexcept nogil:
+    return zc_now_ns()
+
+
+cdef int64_t deadline_after(timeout) except -1:
+    """Return the monotonic time in ns that lies ``timeout`` seconds ahead; NEVER for None."""
+    cdef double seconds
+    if timeout is None:
+        return NEVER
+    seconds = timeout
+    if seconds != seconds:
+        raise ValueError("timeout is not a number")
+    if seconds >= _LONGEST_SECONDS:
+        return NEVER
+    if seconds < 0:
+        seconds = 0
+    return zc_now_ns() + <int64_t>(seconds * 1e9)
+
+
+# -- fork ---------------------------------------------------------------------------------------------------
+
+cdef uint64_t fork_generation() noexcept nogil:
+    """Return a number that is another one in a forked child than in its parent."""
+    return _generation
+
+
+def generation() -> int:
+    """Return this process's generation: 1, and one more in each forked child than in its parent."""
+    return _generation
+
+
+def _after_fork_in_child():
+    global _generation, _idle_waiters, _open_waiters
+    _generation += 1
+    # The inherited eventfds are the parent's too: to write to one would wake the parent.
+    for waiter in _idle_waiters:
+        (<Waiter>waiter).forget()
+    _idle_waiters = []
+    _open_waiters = 0
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+# -- waiting ------------------------------------------------------------------------------------------------
+
+@cython.final
+@cython.no_gc
+cdef class Waiter:
+    """One waiting thread: it waits here, any other thread wakes it. Owns its eventfd.
+
+    A wake that comes after the wait has ended makes the next wait return early, so who waits looks at its
+    condition again whatever wait() returned.
+    """
+
+    def __cinit__(self):
+        self.read_fd = self.write_fd = -1
+        if zc_wake_open(&self.read_fd, &self.write_fd) != 0:
+            raise_errno(errno, "cannot open an eventfd to wait on")
+        global _open_waiters
+        _open_waiters += 1
+
+    def __dealloc__(self):
+        global _open_waiters
+        if self.read_fd >= 0:
+            _open_waiters -= 1
+        zc_wake_close(self.read_fd, self.write_fd)
+
+    cdef int forget(self) noexcept:
+        """Close the eventfd of a Waiter that nobody will use again."""
+        zc_wake_close(self.read_fd, self.write_fd)
+        self.read_fd = self.write_fd = -1
+        return 0
+
+    cdef int wait(self, int fd, int64_t deadline, int64_t spin_ns) except -1:
+        """Wait until ``fd`` (-1: none) is readable, wake() is called, or ``deadline``. Releases the GIL.
+
+        Returns WAIT_* bits. Runs signal handlers; what one raises is raised here.
+        """
+        cdef int result
+        with nogil:
+            result = zc_wait(fd, self.read_fd, deadline, spin_ns)
+        if result & WAIT_INTERRUPTED:
+            PyErr_CheckSignals()
+        return result
+
+    cdef int wake(self) noexcept nogil:
+        zc_wake_write(self.write_fd)
+        return 0
+
+
+cdef Waiter waiter_borrow():
+    """Return an idle Waiter, or a new one. Their number is that of the threads that waited at the same time."""
+    try:
+        return <Waiter>_idle_waiters.pop()
+    except IndexError:
+        return Waiter()
+
+
+cdef int waiter_return(Waiter waiter) except -1:
+    _idle_waiters.append(waiter)
+    return 0
+
+
+def waiters() -> dict[str, int]:
+    """Return how many eventfds for waiting threads are open, and how many of them are idle."""
+    return {"open": _open_waiters, "idle": len(_idle_waiters)}
+
+
+# -- the socket ---------------------------------------------------------------------------------------------
+
+cdef class SharedSocket:
+    """A pyzmq socket under one lock. Takes ownership of ``socket``.
+
+    ``spin_seconds`` is how long a wait polls without blocking before it blocks; 0 switches that off.
+    """
+
+    def __init__(self, socket: zmq.Socket, spin_seconds: float = 60e-6):
+        cdef int fd = -1
+        cdef size_t size = sizeof(int)
+        cdef size_t address = socket.underlying
+        self.socket = socket
+        self.handle = <void *>address
+        if libzmq.getsockopt(self.handle, ZMQ_FD, &fd, &size) != 0:
+            raise_errno(libzmq.get_errno(), "cannot read ZMQ_FD")
+        self.fd = fd
+        self.generation = _generation
+        self.spin_ns = <int64_t>(spin_seconds * 1e9)
+        self.spin_score = 4
+
+    cdef int check(self, object what) except -1:
+        """Raise Closed unless the socket is open and of this process. The lock need not be held."""
+        if self.generation != _generation:
+            raise errors.Closed(f"{what} was made before a fork and belongs to the parent process")
+        if self.handle == NULL:
+            raise errors.Closed(f"{what} is closed")
+        return 0
+
+    cdef int read_events(self) except -1:
+        """Read ZMQ_EVENTS into ``readable`` and ``writable``. The lock is held."""
+        cdef int events = 0
+        cdef size_t size = sizeof(int)
+        while libzmq.getsockopt(self.handle, ZMQ_EVENTS, &events, &size) != 0:
+            if libzmq.get_errno() != EINTR:
+                raise_errno(libzmq.get_errno(), "cannot read ZMQ_EVENTS")
+        self.readable = events & ZMQ_POLLIN
+        self.writable = events & ZMQ_POLLOUT
+        return 0
+
+    cdef int receive(self, zc_msg_t *message) except -1:
+        """Receive one part into ``message`` (initialised by the caller). The lock is held.
+
+        Returns 0; or EAGAIN when there is certainly nothing: only then may somebody wait on ``fd``.
+        """
+        cdef int code
+        while libzmq.msg_recv(message, self.handle, ZMQ_DONTWAIT) < 0:
+            code = libzmq.get_errno()
+            if code == EINTR:
+                continue
+            if code != EAGAIN:
+                raise_errno(code, "cannot receive")
+            self.read_events()
+            if not self.readable:
+                return EAGAIN
+        return 0
+
+    cdef int send(self, Parcel *parcel) noexcept:
+        """Send ``parcel`` without blocking; return 0 or libzmq's errno as parcel_send does. The lock is held.
+
+        If somebody waits on ``fd``, read_events() must follow.
+        """
+        cdef int code = parcel_send(parcel, self.handle)
+        while code == EINTR and parcel.header != NULL:
+            code = parcel_send(parcel, self.handle)
+        return code
+
+    cdef int64_t spin_budget(self) noexcept:
+        """Return for how many ns the next wait should spin: 0 when spinning has not paid lately."""
+        if self.spin_score > 0:
+            return self.spin_ns
+        # Try again now and then: the load may have changed.
+        self.spin_skipped += 1
+        return self.spin_ns if self.spin_skipped % 16 == 0 else 0
+
+    cdef int spin_result(self, int64_t budget, bint paid) noexcept:
+        """Take note whether a wait that spun ``budget`` ns ended while it spun."""
+        if budget:
+            if paid:
+                self.spin_score = min(self.spin_score + 2, 8)
+            else:
+                self.spin_score = max(self.spin_score - 1, 0)
+        return 0
+
+    cdef int close_socket(self) except -1:
+        """Close the socket, dropping what has not been sent. Nobody may wait on ``fd``; the lock is not held."""
+        socket, self.socket = self.socket, None
+        self.handle = NULL
+        if socket is not None and self.generation == _generation:
+            socket.close(linger=0)
+        return 0
