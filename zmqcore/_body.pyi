@@ -1,7 +1,8 @@
-from typing import Any, Final
+from typing import Any, Final, final
+
+from typing_extensions import disjoint_base
 
 MAX_DEPTH: Final[int]
-SMALL_BYTES: Final[int]
 EXT_BUFFER: Final[int]
 
 class Unpackable(Exception):
@@ -12,7 +13,17 @@ class Unpackable(Exception):
 def lift(value: Any, buffers: list[Any], threshold: int, max_depth: int, max_elements: int) -> Any: ...
 def scan(body: Any, max_depth: int, max_elements: int) -> None: ...
 
-class SmallBodyCodec:
-    def __init__(self, *, inline_bytes: int, depth: int, elements: int) -> None: ...
+@final
+class Buffers:
+    @property
+    def unused(self) -> int: ...
+    def __new__(cls, buffers: Any) -> Buffers: ...
+    def take(self, index: int) -> memoryview: ...
+
+@disjoint_base
+class BodyCodec:
+    def _keep(
+        self, message_bytes: int, buffers: int, inline_bytes: int, elements: int, depth: int
+    ) -> None: ...
     def encode(self, value: Any, buffers: list[Any]) -> bytes: ...
     def decode(self, body: Any, buffers: Any) -> Any: ...

@@ -7,55 +7,57 @@ The body of ``msgpack``
 =======================
 
 One value of the `MessagePack specification <https://github.com/msgpack/msgpack/blob/master/spec.md>`_, and
-nothing after it. A call's value is the array ``[args, kwargs]`` (an array and a map with string keys); a reply's
-is the result itself. ``bin`` is used for bytes, ``str`` holds UTF-8. The shortest form of each number and length
-is sent; every form is accepted.
+nothing after it. A call's value is the array ``[args, kwargs]`` (an array, and a map with string keys); a
+reply's is the result itself. ``bin`` is used for bytes, ``str`` holds UTF-8. The shortest form of each
+integer and length is sent, and every form is accepted.
 
-Buffers at or above the threshold (32 KiB by default, the sender's choice) follow the body as further parts of the
-message. The body refers to each of them exactly once, by its index from 0. These extension types are defined;
-all numbers inside them are little-endian:
+A buffer of the threshold's size or larger (32 KiB by default, the sender's choice) travels as a further part
+of the message, behind the one with the body. The body refers to each such part exactly once, by an index that
+starts at 0. These extension types are defined; the numbers in all but the first are little-endian:
 
-==== ===================== ==================================================================================
-code what                  data
-==== ===================== ==================================================================================
--1   time                  MessagePack's timestamp (32, 64 or 96 bits): a moment, without a time zone of its own
-1    bytes, out of band    ``index: u32``
-2    array, in the body    ``typecode: u8, itemsize: u8``, then the items
-3    array, out of band    ``typecode: u8, itemsize: u8, index: u32``
-4    ndarray, in the body  ``length: u8, dtype: length × ASCII, ndim: u8, shape: ndim × u64``, then the items
-5    ndarray, out of band  as 4, but ``index: u32`` instead of the items
-==== ===================== ==================================================================================
+==== ==================== =============================================================================
+code what                 data
+==== ==================== =============================================================================
+-1   time                 MessagePack's timestamp, 32, 64 or 96 bits: a moment, without a time zone
+1    bytes, out of band   ``index: u32``
+2    array, in the body   ``typecode: u8, itemsize: u8``, then the items
+3    array, out of band   ``typecode: u8, itemsize: u8, index: u32``
+4    ndarray, in the body ``length: u8, dtype: length bytes, ndim: u8, shape: ndim u64``, then the items
+5    ndarray, out of band as 4, with ``index: u32`` instead of the items
+==== ==================== =============================================================================
 
-* *typecode* is one of ``bBhHiIlLqQfd`` as in Python's ``array``; *itemsize* is 1, 2, 4 or 8 and says how many
-  bytes an item really has (4 and 8 for ``f`` and ``d``). Lower case is signed.
-* *dtype* is NumPy's ``dtype.str``: ``<`` or ``|``, then a kind and a size in bytes (``b1``, ``i`` and ``u`` with 1, 2,
-  4 or 8, ``f2 f4 f8``, ``c8 c16``, ``S`` and ``V`` with any size, ``U`` with a size in code points of 4 bytes), or
-  ``M8`` or ``m8`` with a unit in brackets. Items are in C order. *ndim* is at most 64; the product of *shape* and
-  the item's size is exactly the length of the items.
-* All other codes are refused.
+* *typecode* is one of ``bBhHiIlLqQfd`` as in Python's ``array``. *itemsize* says how many bytes an item
+  really has: 1, 2, 4 or 8, for ``f`` and ``d`` 4 or 8. Lower case is signed.
+* *dtype* is NumPy's ``dtype.str`` in ASCII: ``|b1``, ``|i1 |u1``, ``<i2 <i4 <i8``, ``<u2 <u4 <u8``,
+  ``<f2 <f4 <f8``, ``<c8 <c16``, ``|S`` or ``|V`` and a size in bytes, ``<U`` and a size in code points of 4
+  bytes each, ``<M8`` or ``<m8`` with or without a unit in brackets, such as ``<M8[ns]``.
+* Items are in C order. *ndim* is at most 64. The product of *shape* times the size of an item is exactly the
+  length of the items.
+* Every other code, and every other form of these, is refused.
 
-An *element* is any value, container or map key; *depth* counts the containers around a value. A receiver refuses a
-body over its limits before it makes anything of it.
+An *element* is any value, container or map key; *depth* counts the containers around a value. A receiver
+refuses a body that is over its limits.
 
 What comes back
 ===============
 
-========================================================= ========================================================
-sent                                                      received
-========================================================= ========================================================
-None, bool, int (64 bits), float, str, bytes, dict        the same (subclasses: the plain type)
-list, tuple (also named)                                  list
-datetime with a time zone                                 datetime in UTC
-bytearray, memoryview (contiguous or not, any format)     bytes
-bytes, bytearray, memoryview from the threshold on        read-only memoryview of bytes; no copy on either side
-any other object with the buffer protocol                 as a memoryview
-array.array                                               array.array
-array.array from the threshold on                         read-only memoryview of the same format
-numpy.ndarray (fixed-size dtypes, any byte order)         read-only ndarray, or a memoryview if there is no NumPy
-NumPy's bool, integer and floating scalars                bool, int, float
-========================================================= ========================================================
+===================================================== =====================================================
+sent                                                  received
+===================================================== =====================================================
+None, bool, int (64 bits), float, str, bytes, dict    the same (of a subclass: the plain type)
+list, tuple, named tuple                              list
+datetime with a time zone                             datetime in UTC
+bytearray, memoryview of any format and strides       bytes
+the same and bytes, from the threshold on             read-only memoryview of bytes; not copied on either side
+another object with the buffer protocol               as a memoryview
+array.array                                           array.array
+array.array from the threshold on                     read-only memoryview of the same format
+numpy.ndarray, dtypes as above in any byte order      read-only ndarray, or memoryview if there is no NumPy
+NumPy's bool, integer and floating scalars            bool, int, float
+===================================================== =====================================================
 
-Everything else is :class:`~zmqcore.errors.BadArguments`, with the path to the value.
+The key of a dict is any of these that is hashable when it arrives. All else is refused with
+:class:`~zmqcore.errors.BadArguments`, which gives the path to the value.
 """
 
 from __future__ import annotations
@@ -67,24 +69,27 @@ import re
 import struct
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from types import NoneType
 from typing import Any, Protocol, runtime_checkable
 
-from msgpack import ExtType, Packer, Timestamp, unpackb
+from msgpack import ExtType, Packer, Timestamp  # type: ignore[import-untyped]  # it ships no stubs
 
-from zmqcore._body import EXT_BUFFER, MAX_DEPTH, SmallBodyCodec, Unpackable, lift, scan
+from zmqcore._body import EXT_BUFFER, MAX_DEPTH, BodyCodec, Buffers, Unpackable, lift
 from zmqcore.errors import BadArguments, PayloadTooLarge, ProtocolError, ZmqcoreError
 
 __all__ = ["Codec", "Limits", "MsgpackCodec", "get_codec", "register_codec"]
 
+EXT_TIME = -1
 EXT_ARRAY = 2
 EXT_ARRAY_OUT = 3
 EXT_NDARRAY = 4
 EXT_NDARRAY_OUT = 5
 
 _BIG_ENDIAN = sys.byteorder == "big"
+_EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _INDEX = struct.Struct("<I")
 _ARRAY_HEAD = struct.Struct("<BB")
 _ARRAY_CODES = "bBhHiIlLqQfd"
@@ -96,23 +101,26 @@ _DTYPE = re.compile(
 )
 # dtypes that memoryview can show as they are, for a receiver without NumPy.
 _VIEW_FORMATS = {
-    "|b1": "?", "|i1": "b", "|u1": "B", "<i2": "h", "<u2": "H", "<i4": "i", "<u4": "I", "<i8": "q", "<u8": "Q",
-    "<f4": "f", "<f8": "d",
+    "|b1": "?", "|i1": "b", "|u1": "B", "<i2": "h", "<u2": "H", "<i4": "i", "<u4": "I", "<i8": "q",
+    "<u8": "Q", "<f4": "f", "<f8": "d",
 }  # fmt: skip
-# A Packer keeps the largest buffer it ever needed: one that grew beyond this is not kept for the next message.
+# A Packer keeps the largest buffer it ever needed: one that grew beyond this is not used again.
 _PACKER_KEPT_BYTES = 1 << 20
-# Idle packers kept per codec; with more threads than this packing at once, the surplus is made anew each time.
+# Idle packers kept per codec. If more threads than this pack at once, the surplus is made anew each time.
 _PACKERS_KEPT = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one message may hold. Refused at the sender first, and by the receiver before it is decoded.
+    """What one message may hold. Kept at the sender first, and again by the receiver.
 
-    ``message_bytes``: body and buffers together, in bytes. ``depth``: containers within containers, the array of
-    ``args`` and ``kwargs`` included; at most 512. ``elements``: values, containers and map keys together (an array or
-    a bytes object is one). ``buffers``: out-of-band buffers. ``inline_bytes``: a buffer of this size or above goes out
-    of band, in bytes.
+    * ``message_bytes``: the size of body and buffers together;
+    * ``depth``: containers within containers, the array of ``args`` and ``kwargs`` included; at most 512;
+    * ``elements``: values, containers and map keys together; bytes or a whole array are one;
+    * ``buffers``: the number of out-of-band buffers;
+    * ``inline_bytes``: a buffer of this size or larger goes out of band. For the sender only.
+
+    Each is at least 1. Raises ``BadArguments`` for anything else.
     """
 
     message_bytes: int = 256 << 20
@@ -147,28 +155,27 @@ class Codec(Protocol):
     def encode(self, value: Any, buffers: list[Any]) -> Any:
         """Return the body for *value* as a bytes-like object.
 
-        Objects with a C-contiguous buffer that are to travel out of band are appended to *buffers* (an empty list
-        of the caller's), which afterwards holds references to the caller's own objects: they must not be changed
-        until the message has been sent. *value* itself is never changed.
+        Objects with a C-contiguous buffer that are to travel out of band are appended to *buffers*, an empty
+        list. They are parts of *value*, not copies, and must not change until the message has been sent.
+        *value* itself is not changed.
 
-        Raises ``BadArguments`` for a value that has no form on the wire, and ``PayloadTooLarge`` over a limit;
+        Raises ``BadArguments`` for a value that has no form on the wire, ``PayloadTooLarge`` over a limit;
         *buffers* is then of no use.
         """
 
     def decode(self, body: Any, buffers: Sequence[memoryview]) -> Any:
         """Return the value in *body* (any object with a contiguous buffer of bytes) and its *buffers*.
 
-        The value owns what it needs: of *body* nothing is kept, of *buffers* only views of the buffers.
+        Of *body* nothing is kept. Of *buffers* the value holds views, each for as long as its part lives.
 
         Raises ``ProtocolError`` for bytes that are not a valid body, and ``PayloadTooLarge`` over a limit.
         """
 
 
-class MsgpackCodec(SmallBodyCodec):
+class MsgpackCodec(BodyCodec):
     """MessagePack, with arrays, and large buffers out of band. The module's docstring has the wire format.
 
-    ``encode`` and ``decode`` are compiled: small bodies of plain types take one pass there, all others come to the
-    two methods below. Thread-safe; can be used across a fork.
+    ``encode`` and ``decode`` are compiled, and come here for what is unusual. Thread-safe and fork-safe.
     """
 
     id = 1
@@ -176,11 +183,16 @@ class MsgpackCodec(SmallBodyCodec):
 
     def __init__(self, limits: Limits | None = None) -> None:
         self.limits = limits = Limits() if limits is None else limits
-        super().__init__(inline_bytes=limits.inline_bytes, depth=limits.depth, elements=limits.elements)
-        # Idle packers. list.append and list.pop are atomic, with and without the GIL.
-        self._idle: list[_Packing] = []
-        if limits.message_bytes < 1 << 16:  # the compiled path does not look at the size of a body
-            super().__init__(inline_bytes=limits.inline_bytes, depth=limits.depth, elements=0)
+        self._keep(
+            message_bytes=limits.message_bytes,
+            buffers=limits.buffers,
+            inline_bytes=limits.inline_bytes,
+            elements=limits.elements,
+            depth=limits.depth,
+        )
+        # Packers that nobody uses now. list.append and list.pop are atomic, with and without the GIL. One
+        # that has raised does not come back.
+        self._idle: list[tuple[_Hook, Callable[[Any], bytes]]] = []
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.limits!r})"
@@ -190,15 +202,16 @@ class MsgpackCodec(SmallBodyCodec):
         return type(self)(limits)
 
     def encode_any(self, value: Any, buffers: list[Any]) -> bytes:
-        """Encode what the compiled path leaves: large or nested bodies, arrays, subclasses, and all errors."""
+        """Encode what the compiled encoder leaves: subclasses, arrays, times, long bodies, and all errors."""
         limits = self.limits
         try:
-            packing = self._idle.pop()
+            hook, pack = self._idle.pop()
         except IndexError:
-            packing = _Packing(limits.inline_bytes)
-        packing.buffers = buffers
+            hook = _Hook(limits.inline_bytes)
+            pack = Packer(default=hook.default, datetime=True, buf_size=16 << 10).pack
+        hook.buffers = buffers
         try:
-            body = packing.pack(lift(value, buffers, limits.inline_bytes, limits.depth, limits.elements))
+            body = pack(lift(value, buffers, limits.inline_bytes, limits.depth, limits.elements))
         except Unpackable as exc:
             raise _refusal(value, exc.value, exc.reason) from exc.__cause__
         except UnicodeEncodeError as exc:
@@ -207,64 +220,56 @@ class MsgpackCodec(SmallBodyCodec):
             raise
         except Exception as exc:
             raise BadArguments(f"cannot pack the payload: {exc}") from exc
-        packing.buffers = _NO_BUFFERS
+        hook.buffers = _NO_BUFFERS
         if len(body) <= _PACKER_KEPT_BYTES and len(self._idle) < _PACKERS_KEPT:
-            self._idle.append(packing)
-        _check_size(len(body), buffers, limits)
+            self._idle.append((hook, pack))
+        if len(buffers) > limits.buffers:
+            raise PayloadTooLarge(
+                f"the payload has {len(buffers)} large buffers, the limit is {limits.buffers}: join some"
+            )
+        total = len(body) + sum(memoryview(buffer).nbytes for buffer in buffers)
+        if total > limits.message_bytes:
+            raise PayloadTooLarge(
+                f"the payload has {total} bytes, the limit is {limits.message_bytes}: send it in pieces"
+            )
         return body
 
-    def decode_any(self, body: Any, buffers: Sequence[memoryview]) -> Any:
-        """Decode what the compiled path leaves, the malformed included."""
-        limits = self.limits
-        with memoryview(body) as view:
-            _check_size(view.nbytes, buffers, limits)
-        scan(body, limits.depth, limits.elements)
-        reader = _ExtReader(buffers)
+    def read_ext(self, code: int, data: bytes, buffers: Buffers) -> Any:
+        """Return the value of the extension type *code* of a body. Trusts nothing in *data*."""
+        reader = _READERS.get(code)
+        if reader is None:
+            raise ProtocolError(f"malformed body: unknown extension type {code} of {len(data)} bytes")
         try:
-            value = unpackb(body, timestamp=3, strict_map_key=False, ext_hook=reader.read)
+            return reader(data, buffers)
         except (ZmqcoreError, MemoryError):
             raise
         except Exception as exc:
-            raise ProtocolError(f"malformed body: {exc}") from exc
-        if reader.unused:
-            raise ProtocolError(f"malformed body: {reader.unused} of {len(buffers)} buffers are not referred to")
-        return value
+            raise ProtocolError(f"malformed body: extension type {code}: {exc}") from exc
 
 
 _NO_BUFFERS: list[Any] = []
 
 
-def _check_size(body_bytes: int, buffers: Sequence[Any], limits: Limits) -> None:
-    if len(buffers) > limits.buffers:
-        raise PayloadTooLarge(
-            f"the message has {len(buffers)} out-of-band buffers, the limit is {limits.buffers}: join some of them"
-        )
-    total = body_bytes + sum(memoryview(buffer).nbytes for buffer in buffers)
-    if total > limits.message_bytes:
-        raise PayloadTooLarge(f"the message has {total} bytes, the limit is {limits.message_bytes}: send it in pieces")
-
-
 # -- the sender's side ---------------------------------------------------------------------------------------
 
 
-class _Packing:
-    """A Packer and the list its hook appends buffers to; used by one thread at a time."""
+class _Hook:
+    """Gives one packer the form of what msgpack does not know; used by one thread at a time."""
 
-    __slots__ = ("buffers", "inline_bytes", "pack")
+    __slots__ = ("buffers", "inline_bytes")
 
     def __init__(self, inline_bytes: int) -> None:
         self.inline_bytes = inline_bytes
         self.buffers = _NO_BUFFERS
-        # The hook must not keep the packing alive through the packer: a cycle per thread for the collector.
-        self.pack = Packer(default=self._default, datetime=True, buf_size=16 << 10).pack
 
-    def _default(self, value: Any) -> Any:
-        """Give the form on the wire of what msgpack does not know."""
+    def default(self, value: Any) -> Any:
         if isinstance(value, array.array):
             return self._array(value)
         if isinstance(value, datetime.datetime):
             if value.tzinfo is None:
-                raise Unpackable(value, "it has no time zone; use datetime.now(timezone.utc) or .astimezone()")
+                raise Unpackable(
+                    value, "it has no time zone; use datetime.now(timezone.utc) or .astimezone()"
+                )
             return Timestamp.from_datetime(value)
         if isinstance(value, int):
             raise Unpackable(value, "it does not fit into 64 bits; send it as str or bytes")
@@ -306,11 +311,12 @@ class _Packing:
             dtype = dtype.newbyteorder("<")
         if dtype.fields is not None or not _DTYPE.fullmatch(dtype.str):
             raise Unpackable(
-                value, f"arrays of dtype {value.dtype} are not carried (plain numbers, times, bytes and text are)"
+                value,
+                f"arrays of dtype {value.dtype} are not carried (plain numbers, times, bytes and text are)",
             )
-        value = value.astype(dtype, order="C", copy=False)
         name = dtype.str.encode()
-        head = b"".join((bytes((len(name),)), name, struct.pack(f"<B{value.ndim}Q", value.ndim, *value.shape)))
+        head = bytes((len(name),)) + name + struct.pack(f"<B{value.ndim}Q", value.ndim, *value.shape)
+        value = value.astype(dtype, order="C", copy=False)
         if value.nbytes >= self.inline_bytes:
             # As bytes: NumPy exports no buffer of times.
             return self._out_of_band(memoryview(value.reshape(-1).view(numpy.uint8)), EXT_NDARRAY_OUT, head)
@@ -318,8 +324,8 @@ class _Packing:
 
 
 _KNOWN_TYPES = (
-    "it has no form on the wire; None, bool, int, float, str, bytes, list, tuple, dict, datetime with a time zone, "
-    "array.array and NumPy arrays have"
+    "it has no form on the wire; None, bool, int, float, str, bytes, list, tuple, dict, datetime with a time "
+    "zone, array.array and NumPy arrays have"
 )
 
 
@@ -327,7 +333,9 @@ def _scalar(value: Any, numpy: Any) -> bool | int | float:
     plain = value.item() if value.itemsize <= 8 and not isinstance(value, numpy.timedelta64) else None
     if isinstance(plain, (bool, int, float)) and isinstance(value, (numpy.bool_, numpy.number)):
         return plain
-    raise Unpackable(value, "of NumPy's scalars only bool, integers and floats up to 64 bits are carried; send an array")
+    raise Unpackable(
+        value, "of NumPy's scalars only bool, integers and floats up to 64 bits are carried; send an array"
+    )
 
 
 def _refusal(root: Any, culprit: Any, reason: str) -> BadArguments:
@@ -338,145 +346,159 @@ def _refusal(root: Any, culprit: Any, reason: str) -> BadArguments:
 
 
 def _path(root: Any, culprit: Any) -> str:
+    """Return where *culprit* is in *root*: the first place, depth first. For errors: it may visit all."""
     is_call = type(root) is tuple and len(root) == 2 and type(root[0]) is tuple and type(root[1]) is dict
-    todo = [("args", root[0]), ("kwargs", root[1])] if is_call else [("value", root)]
-    seen: set[int] = set()  # the same container twice, or within itself
-    while todo:
-        path, value = todo.pop()
-        if value is culprit:
-            return path
-        if not isinstance(value, (dict, list, tuple)) or id(value) in seen:
-            continue
-        seen.add(id(value))
-        for label, inner in _children(value):
-            if label is None and inner is culprit:
-                return f"a key of {path}"
-            todo.append((f"{path}[{label}]", inner))
+    places: Iterator[tuple[str, Any]]
+    places = iter([("args", root[0]), ("kwargs", root[1])] if is_call else [("value", root)])
+    open_containers = [("", places)]
+    seen: set[int] = set()  # by id: the same container in two places, or within itself
+    while open_containers:
+        path, places = open_containers[-1]
+        for label, value in places:
+            if value is culprit:
+                return f"{path}{label}"
+            if isinstance(value, (dict, list, tuple)) and id(value) not in seen:
+                seen.add(id(value))
+                if isinstance(value, dict) and any(key is culprit for key in value):
+                    return f"a key of {path}{label}"
+                open_containers.append((path + label, _children(value)))
+                break
+        else:
+            open_containers.pop()
     return "a value in it"
 
 
-def _children(value: dict[Any, Any] | list[Any] | tuple[Any, ...]) -> Iterator[tuple[str | None, Any]]:
+def _children(value: dict[Any, Any] | list[Any] | tuple[Any, ...]) -> Iterator[tuple[str, Any]]:
     if isinstance(value, dict):
         for key, inner in value.items():
-            yield None, key
-            yield repr(key)[:80], inner
+            # Anything else as a key might have a repr that raises.
+            plain = isinstance(key, (str, bytes, int, float, NoneType))
+            yield f"[{key!r:.80}]" if plain else f"[a {type(key).__name__}]", inner
     else:
         for index, inner in enumerate(value):
-            yield str(index), inner
+            yield f"[{index}]", inner
 
 
 # -- the receiver's side -------------------------------------------------------------------------------------
 
 
-class _ExtReader:
-    """Turns the extension types of one body into objects. Trusts nothing: every length is checked before use."""
-
-    __slots__ = ("buffers", "unused", "used")
-
-    def __init__(self, buffers: Sequence[memoryview]) -> None:
-        self.buffers = buffers
-        self.unused = len(buffers)
-        self.used = bytearray(len(buffers))
-
-    def read(self, code: int, data: bytes) -> Any:
-        if code == EXT_BUFFER:
-            return self._take(data, 0)
-        if code == EXT_ARRAY:
-            return _read_array(data, data[2:]) if len(data) >= 2 else _bad("an array without its head")
-        if code == EXT_ARRAY_OUT:
-            raw = self._take(data, 2)
-            return _cast(raw, *_array_type(data, raw.nbytes))
-        if code == EXT_NDARRAY:
-            dtype, shape, end = _ndarray_head(data)
-            return _read_ndarray(dtype, shape, memoryview(data[end:]))
-        if code == EXT_NDARRAY_OUT:
-            dtype, shape, end = _ndarray_head(data)
-            return _read_ndarray(dtype, shape, self._take(data, end))
-        return _bad(f"unknown extension type {code}")
-
-    def _take(self, data: bytes, offset: int) -> memoryview:
-        """Return the buffer whose index is the rest of *data* from *offset*, read-only and as bytes."""
-        if len(data) != offset + 4:
-            _bad(f"a reference to a buffer of {len(data)} bytes, not {offset + 4}")
-        (index,) = _INDEX.unpack_from(data, offset)
-        if index >= len(self.buffers):
-            _bad(f"a reference to buffer {index} of {len(self.buffers)}")
-        if self.used[index]:
-            _bad(f"two references to buffer {index}")
-        self.used[index] = 1
-        self.unused -= 1
-        return memoryview(self.buffers[index]).cast("B").toreadonly()
+def _read_time(data: bytes, _: Buffers) -> datetime.datetime:
+    if len(data) == 4:
+        seconds, nanoseconds = int.from_bytes(data, "big"), 0
+    elif len(data) == 8:
+        both = int.from_bytes(data, "big")
+        seconds, nanoseconds = both & 0x3_FFFF_FFFF, both >> 34
+    elif len(data) == 12:
+        nanoseconds, seconds = struct.unpack(">Iq", data)
+    else:
+        raise ValueError(f"a time of {len(data)} bytes")
+    if nanoseconds > 999_999_999:
+        raise ValueError(f"a time with {nanoseconds} nanoseconds")
+    return _EPOCH + datetime.timedelta(seconds=seconds, microseconds=nanoseconds // 1000)
 
 
-def _bad(what: str) -> Any:
-    raise ProtocolError(f"malformed body: {what}")
+def _read_buffer(data: bytes, _: Buffers) -> Any:
+    raise ValueError(f"a reference to a buffer has 4 bytes, not {len(data)}")  # those of 4 never come here
 
 
-def _array_type(data: bytes, size: int) -> tuple[str, int]:
-    """Return the typecode here for the array with the head *data*, whose items take *size* bytes, and their size."""
-    typecode, itemsize = chr(data[0]), data[1]
-    floating = typecode in "fd"
-    if typecode not in _ARRAY_CODES or itemsize not in ((4, 8) if floating else (1, 2, 4, 8)) or size % itemsize:
-        _bad(f"an array of typecode {typecode!r}, items of {itemsize} bytes and {size} bytes in all")
-    if struct.calcsize(typecode) != itemsize:  # a long of another platform
-        codes = "fd" if floating else "bhiq" if typecode.islower() else "BHIQ"
-        typecode = next(code for code in codes if struct.calcsize(code) == itemsize)
-    return typecode, itemsize
+def _array_type(data: bytes, raw_bytes: int) -> str:
+    """Return the typecode here of the array with the head *data* and items of *raw_bytes* bytes together."""
+    code, itemsize = _ARRAY_HEAD.unpack_from(data)
+    typecode = chr(code)
+    if typecode not in _ARRAY_CODES or itemsize not in ((4, 8) if typecode in "fd" else (1, 2, 4, 8)):
+        raise ValueError(f"an array of typecode {typecode!r} with items of {itemsize} bytes")
+    if raw_bytes % itemsize:
+        raise ValueError(f"an array of {raw_bytes} bytes with items of {itemsize}")
+    if struct.calcsize(typecode) == itemsize:
+        return typecode
+    codes = "fd" if typecode in "fd" else "bhiq" if typecode.islower() else "BHIQ"
+    return next(code for code in codes if struct.calcsize(code) == itemsize)  # a long of another platform
 
 
-def _read_array(data: bytes, raw: bytes) -> array.array[Any]:
-    typecode, _ = _array_type(data, len(raw))
-    result = array.array(typecode, raw)
+def _read_array(data: bytes, _: Buffers) -> array.array[Any]:
+    raw = data[_ARRAY_HEAD.size :]
+    result = array.array(_array_type(data, len(raw)), raw)
     if _BIG_ENDIAN:
         result.byteswap()
     return result
 
 
-def _cast(raw: memoryview, typecode: str, itemsize: int) -> memoryview:
-    if _BIG_ENDIAN and itemsize > 1:
+def _read_array_out(data: bytes, buffers: Buffers) -> memoryview:
+    raw = buffers.take(_index(data, _ARRAY_HEAD.size))
+    typecode = _array_type(data, raw.nbytes)
+    if _BIG_ENDIAN:
         swapped = array.array(typecode, raw.tobytes())
         swapped.byteswap()
         return memoryview(swapped).toreadonly()
-    return raw.cast(typecode)
+    return _cast(raw, typecode)
+
+
+def _index(data: bytes, offset: int) -> int:
+    """Return the index of a buffer, which must be all of *data* from *offset*."""
+    if len(data) != offset + _INDEX.size:
+        raise ValueError(f"{len(data)} bytes, not {offset + _INDEX.size}")
+    (index,) = _INDEX.unpack_from(data, offset)
+    return int(index)
+
+
+def _read_ndarray(data: bytes, _: Buffers) -> Any:
+    dtype, shape, end = _ndarray_head(data)
+    return _ndarray(dtype, shape, memoryview(data[end:]))
+
+
+def _read_ndarray_out(data: bytes, buffers: Buffers) -> Any:
+    dtype, shape, end = _ndarray_head(data)
+    return _ndarray(dtype, shape, buffers.take(_index(data, end)))
 
 
 def _ndarray_head(data: bytes) -> tuple[str, tuple[int, ...], int]:
     """Return dtype, shape, and where the head ends."""
-    length = data[0] if data else 0
-    if len(data) < length + 2:
-        _bad("an ndarray without its head")
+    length = data[0]
     dtype = data[1 : 1 + length].decode("ascii")
     ndim = data[1 + length]
-    end = 2 + length + 8 * ndim
-    if not _DTYPE.fullmatch(dtype) or ndim > _MAX_NDIM or len(data) < end:
-        _bad(f"an ndarray of dtype {dtype!r} with {ndim} dimensions in {len(data)} bytes")
-    return dtype, struct.unpack_from(f"<{ndim}Q", data, 2 + length), end
+    if not _DTYPE.fullmatch(dtype) or ndim > _MAX_NDIM:
+        raise ValueError(f"an ndarray of dtype {dtype!r} and {ndim} dimensions")
+    return dtype, struct.unpack_from(f"<{ndim}Q", data, 2 + length), 2 + length + 8 * ndim
 
 
-def _read_ndarray(dtype: str, shape: tuple[int, ...], raw: memoryview) -> Any:
+def _ndarray(dtype: str, shape: tuple[int, ...], raw: memoryview) -> Any:
     digits = re.match(r"\d+", dtype[2:])
     itemsize = int(digits[0]) * (4 if dtype[1] == "U" else 1) if digits else 0
     if math.prod(shape) * itemsize != raw.nbytes:
-        _bad(f"an ndarray of shape {shape} and items of {itemsize} bytes in {raw.nbytes} bytes")
+        raise ValueError(f"an ndarray of shape {shape} and items of {itemsize} bytes in {raw.nbytes} bytes")
     numpy = _numpy()
     if numpy is not None:
-        return numpy.ndarray(shape, numpy.dtype(dtype), raw.toreadonly())
+        return numpy.ndarray(shape, numpy.dtype(dtype), raw)  # read-only, as raw is
     view_format = _VIEW_FORMATS.get(dtype)
     if view_format is None or _BIG_ENDIAN or 0 in shape:
-        return raw.toreadonly()
-    return raw.toreadonly().cast(view_format, shape)
+        return raw
+    return _cast(raw, view_format, shape)
+
+
+def _cast(raw: memoryview, view_format: Any, *shape: Any) -> memoryview:
+    return raw.cast(view_format, *shape)
 
 
 @lru_cache(maxsize=1)
 def _numpy() -> Any:
     try:
-        import numpy  # an optional extra, and only needed when an ndarray arrives
+        import numpy  # noqa: PLC0415 - an optional extra, needed only when an ndarray arrives
     except ImportError:
         return None
     return numpy
 
 
-# -- the registry ---------------------------------------------------------------------------------------------
+_READERS: dict[int, Callable[[bytes, Buffers], Any]] = {
+    EXT_TIME: _read_time,
+    EXT_BUFFER: _read_buffer,
+    EXT_ARRAY: _read_array,
+    EXT_ARRAY_OUT: _read_array_out,
+    EXT_NDARRAY: _read_ndarray,
+    EXT_NDARRAY_OUT: _read_ndarray_out,
+}
+
+
+# -- the registry --------------------------------------------------------------------------------------------
 
 _registry_lock = threading.Lock()  # guards both tables against each other; reading one needs no lock
 _by_id: dict[int, Codec] = {}
@@ -488,10 +510,10 @@ def register_codec(codec: Codec) -> None:
 
     Raises ``BadArguments`` if the id is not within 1 to 255, or the id or name is taken by another codec.
     """
-    if not isinstance(codec.id, int) or not 1 <= codec.id <= 255:
+    if codec.id not in range(1, 256):
         raise BadArguments(f"the id of a codec must be an int from 1 to 255, not {codec.id!r}")
-    if not isinstance(codec.name, str) or not codec.name:
-        raise BadArguments(f"the name of a codec must be a str that is not empty, not {codec.name!r}")
+    if not codec.name:
+        raise BadArguments("a codec must have a name")
     with _registry_lock:
         for known in (_by_id.get(codec.id), _by_name.get(codec.name)):
             if known is not None and known is not codec:
@@ -515,7 +537,9 @@ def get_codec(name_or_id: str | int) -> Codec:
     try:
         return _by_name[name_or_id]
     except KeyError:
-        raise BadArguments(f"no codec is named {name_or_id!r}; known: {', '.join(sorted(_by_name))}") from None
+        raise BadArguments(
+            f"no codec is named {name_or_id!r}; known: {', '.join(sorted(_by_name))}"
+        ) from None
 
 
 register_codec(MsgpackCodec())
