@@ -11,7 +11,8 @@ from typing import Final, final
 from zmqcore.errors import MatchmakerError
 from zmqcore.matchmaker.base import Backend
 from zmqcore.matchmaker.member import Change, Member, Membership
-from zmqcore.matchmaker.session import Lease, Session, Watch
+from zmqcore.matchmaker.session import Lease, Session
+from zmqcore.matchmaker.watch import Watch
 from zmqcore.topic import Topic
 
 __all__ = ["Change", "Lease", "Matchmaker", "Member", "Membership", "Watch", "open_matchmaker"]
