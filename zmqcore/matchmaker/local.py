@@ -4,11 +4,11 @@ The file ``members.sqlite3`` holds one row per member and one row about itself. 
 
 * ``registry``: ``epoch``, counts changes; ``horizon``, the epoch up to which traces of gone members have been
   cleared away; ``boot``, the boot that the times belong to.
-* ``member``: the key is ``topic`` (exchange and name, canonical text), ``server`` and ``instance``; ``epoch`` of
-  its last change; ``token`` of its registration, NULL once it has gone; ``expires`` and ``ttl``, seconds of the
-  monotonic clock, which all processes of a host share and which stands still while the host is suspended;
-  ``pid``, ``started`` and ``namespace``, the process, ``started`` being NULL if its death cannot be seen;
-  ``endpoints``, one per line, and the rest as announced.
+* ``member``: the key is ``topic`` (exchange and name, canonical text), ``server`` and ``instance``; ``epoch``
+  of its last change; ``token`` of its registration, NULL once it has gone; ``expires`` and ``ttl``, seconds
+  of the monotonic clock, which all processes of a host share and which stands still while the host is
+  suspended; ``pid``, ``started`` and ``namespace``, the process, ``started`` being NULL if its death cannot
+  be seen; ``endpoints``, one per line, and the rest as announced.
 
 A renewal changes ``expires`` only, not the epoch. A change of a member gives it the next epoch, so what has
 changed since an epoch is one indexed read, and a row whose token is NULL tells that the member has gone.
