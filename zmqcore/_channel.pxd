@@ -34,6 +34,7 @@ cdef class Pending:
 cdef class Channel:
     cdef SharedSocket shared    # its lock guards all that follows
     cdef readonly str endpoint
+    cdef object owner           # the pool's record of this channel; None without a pool
     cdef readonly int64_t created_ns
     cdef int state
     cdef str lost_reason

@@ -244,7 +244,7 @@ cdef class Channel:
         return self.state == STATE_OPEN
 
     def attend(self) -> float | None:
-        """Take what has come, call callbacks, expire what is overdue; never block.
+        """Take what has come, call callbacks, expire what is overdue; never block. May then be waited for on ``fd``.
 
         Returns how many seconds are left until the next deadline (at most 3600), or None when no submitted request
         is outstanding any more: then nobody needs to attend until ``attention`` is called again.
@@ -431,7 +431,7 @@ cdef class Channel:
             self.pending[pending.id] = pending
         if self.senders:
             self._wake_sender()
-        if self.watched:
+        if self.watched or self.attended:
             self.shared.read_events()
             if self.shared.readable or not self.shared.writable:
                 self._drain()

@@ -1,0 +1,27 @@
+"""Brokerless RPC over ZeroMQ: cast, call and fanout on a compiled core.
+
+>>> from zmqcore import Server, Client
+"""
+
+from zmqcore import errors
+from zmqcore._version import __version__
+from zmqcore.codec import Limits
+from zmqcore.errors import *  # noqa: F403  (the exceptions are part of the public face)
+from zmqcore.node import Node, default_node
+from zmqcore.rpc.client import Client
+from zmqcore.rpc.results import Fanout, Gathered
+from zmqcore.rpc.server import Server
+from zmqcore.topic import Topic
+
+__all__ = [
+    "Client",
+    "Fanout",
+    "Gathered",
+    "Limits",
+    "Node",
+    "Server",
+    "Topic",
+    "__version__",
+    "default_node",
+    *errors.__all__,
+]

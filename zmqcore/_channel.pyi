@@ -1,0 +1,86 @@
+from collections.abc import Callable
+from typing import Any, final
+
+import zmq
+from typing_extensions import Buffer
+
+from zmqcore._frame import Envelope
+
+__all__ = ["Channel", "Pending"]
+
+@final
+class Pending:
+    @property
+    def done(self) -> bool: ...
+    def wait(self, timeout: float | None = None) -> bool: ...
+    def envelope(self) -> Envelope: ...
+    def cancel(self) -> bool: ...
+
+class Channel:
+    @property
+    def endpoint(self) -> str: ...
+    @property
+    def created_ns(self) -> int: ...
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        endpoint: str,
+        *,
+        window_messages: int = 4096,
+        window_bytes: int = ...,
+        max_bytes: int = ...,
+        max_buffers: int = 1024,
+        spin: float = 60e-6,
+        configure: Callable[[zmq.Socket[bytes]], object] | None = None,
+        attention: Callable[[Channel], object] | None = None,
+    ) -> None: ...
+    def call(
+        self,
+        topic: bytes,
+        method: str,
+        body: Buffer,
+        buffers: list[Any] | None,
+        metadata: bytes,
+        codec: int,
+        timeout: float | None,
+    ) -> Envelope: ...
+    def submit(
+        self,
+        topic: bytes,
+        method: str,
+        body: Buffer,
+        buffers: list[Any] | None,
+        metadata: bytes,
+        codec: int,
+        timeout: float | None,
+        callback: Callable[[Pending], object],
+    ) -> Pending: ...
+    def send(
+        self,
+        kind: str,
+        topic: bytes,
+        method: str,
+        body: Buffer,
+        buffers: list[Any] | None,
+        metadata: bytes,
+        codec: int,
+        timeout: float | None,
+        expires: bool = False,
+    ) -> int: ...
+    def ping(self, timeout: float | None = 5.0) -> float: ...
+    def wait_open(self, timeout: float | None = None) -> bool: ...
+    def attend(self) -> float | None: ...
+    def close(self) -> None: ...
+    @property
+    def state_name(self) -> str: ...
+    @property
+    def usable(self) -> bool: ...
+    @property
+    def clean(self) -> bool: ...
+    @property
+    def led(self) -> bool: ...
+    @property
+    def fd(self) -> int: ...
+    @property
+    def peer_instance(self) -> bytes | None: ...
+    def stats(self) -> dict[str, int]: ...

@@ -1,0 +1,243 @@
+"""What one process owns: the ZeroMQ context, the pool of channels, the matchmaker, and its identity."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import socket
+import threading
+import uuid
+import weakref
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+import zmq
+
+from zmqcore import endpoint as endpoints
+from zmqcore import errors
+from zmqcore._channel import Channel
+from zmqcore._frame import pinned
+from zmqcore._pool import ChannelPool
+from zmqcore._port import Port
+from zmqcore._socket import generation, waiters
+from zmqcore.attendant import Attendant
+from zmqcore.codec import Codec, Limits, MsgpackCodec, get_codec
+from zmqcore.matchmaker import Matchmaker, open_matchmaker
+from zmqcore.runtime_dir import runtime_directory
+
+__all__ = ["Node", "default_node"]
+
+#: What an envelope may have besides its body and buffers: header, topic, method and metadata.
+_ENVELOPE_OVERHEAD_BYTES = 1 << 18
+
+
+class Node:
+    """The zmqcore part of a process. Most programs need only the default one: see :func:`default_node`.
+
+    ``matchmaker``: a URL or a :class:`Matchmaker`. ``bind``: where servers listen unless they say so themselves;
+    default ipc in the runtime directory and tcp on a free loopback port. ``max_sockets``, ``idle_ttl``,
+    ``max_lifetime`` and ``connect_timeout`` (seconds) go to the :class:`ChannelPool`. ``context``: a ``zmq.Context`` of
+    your own, which then stays open. ``codec``: a name, or a codec. ``limits``: see :class:`Limits`. ``spin``: how long a
+    wait polls without blocking before it blocks, in seconds; 0 switches that off.
+    ``window_messages`` and ``window_bytes``: how much may be sent to one endpoint and not yet be acknowledged.
+
+    Thread-safe. Nothing is opened until it is used. A forked child that uses it gets a fresh context, pool and
+    matchmaker connection; the parent's are left alone.
+    """
+
+    def __init__(
+        self,
+        matchmaker: str | Matchmaker = "local://",
+        *,
+        bind: str | Sequence[str] | None = None,
+        max_sockets: int | None = None,
+        idle_ttl: float = 300.0,
+        max_lifetime: float = 3600.0,
+        connect_timeout: float = 2.0,
+        context: zmq.Context[zmq.Socket[bytes]] | None = None,
+        codec: str | Codec = "msgpack",
+        limits: Limits | None = None,
+        spin: float = 60e-6,
+        window_messages: int = 4096,
+        window_bytes: int = 1 << 26,
+    ) -> None:
+        self.identity = uuid.uuid4().hex
+        self.host = socket.gethostname()
+        self.limits = limits if limits is not None else Limits()
+        self.codec = self._make_codec(codec)
+        self.matchmaker = open_matchmaker(matchmaker) if isinstance(matchmaker, str) else matchmaker
+        self.bind = (bind,) if isinstance(bind, str) else None if bind is None else tuple(bind)
+        self.spin = spin
+        self.connect_timeout = connect_timeout
+        self.window_messages = window_messages
+        self.window_bytes = window_bytes
+        self.attendant = Attendant()
+        self.pool = ChannelPool(
+            self._connect,
+            max_sockets=max_sockets,
+            idle_ttl=idle_ttl,
+            max_lifetime=max_lifetime,
+            connect_timeout=connect_timeout,
+            probe=endpoints.probe,
+        )
+        self._lock = threading.RLock()
+        self._given_context = context
+        self._context: zmq.Context[zmq.Socket[bytes]] | None = None
+        self._generation = generation()
+        self._owned: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._closed = False
+        _nodes.add(self)
+
+    def _make_codec(self, codec: str | Codec) -> Codec:
+        made = get_codec(codec) if isinstance(codec, str) else codec
+        if type(made) is MsgpackCodec and made.limits != self.limits:
+            made = made.with_limits(self.limits)
+        return made
+
+    @property
+    def max_message_bytes(self) -> int:
+        """The largest message in either direction, in bytes, all its parts together."""
+        return self.limits.message_bytes + _ENVELOPE_OVERHEAD_BYTES
+
+    @property
+    def context(self) -> zmq.Context[zmq.Socket[bytes]]:
+        """The ZeroMQ context of this process; made when first asked for, and again in a forked child."""
+        with self._lock:
+            self._check()
+            if self._context is None:
+                if self._given_context is not None and self._generation == 1:
+                    self._context = self._given_context
+                else:
+                    self._context = zmq.Context()
+                    # The default of 1023 would be a second, hidden budget.
+                    self._context.set(zmq.MAX_SOCKETS, self._context.get(zmq.SOCKET_LIMIT))
+            return self._context
+
+    def _check(self) -> None:
+        if self._generation != generation():
+            self._generation = generation()
+            self._lock = threading.RLock()
+            self._context = None
+            self._owned = weakref.WeakSet()
+            self.identity = uuid.uuid4().hex
+        if self._closed:
+            raise errors.Closed("the node is closed")
+
+    def _connect(self, endpoint: str) -> Channel:
+        return Channel(
+            self.context,
+            endpoint,
+            window_messages=self.window_messages,
+            window_bytes=self.window_bytes,
+            max_bytes=self.max_message_bytes,
+            max_buffers=self.limits.buffers,
+            spin=self.spin,
+            attention=self.attendant.attend,
+        )
+
+    def open_port(self, bind: Sequence[str] | None = None) -> Port:
+        """Return a new port bound to ``bind``, or to this node's default endpoints. The caller closes it.
+
+        Raises InvalidEndpoint, or OSError saying which endpoint cannot be bound.
+        """
+        wanted = tuple(bind) if bind is not None else self.bind or self._default_endpoints()
+        for endpoint in wanted:
+            endpoints.Endpoint.parse(endpoint, bind=True)
+        try:
+            return Port(
+                self.context,
+                wanted,
+                max_bytes=self.max_message_bytes,
+                max_buffers=self.limits.buffers,
+                spin=self.spin,
+            )
+        except zmq.ZMQError as exc:
+            raise OSError(exc.errno, f"cannot listen on {', '.join(wanted)}: {exc.strerror}") from exc
+
+    def _default_endpoints(self) -> tuple[str, ...]:
+        path = runtime_directory() / f"{os.getpid()}-{uuid.uuid4().hex[:8]}.sock"
+        return (f"ipc://{path}", "tcp://127.0.0.1:*")
+
+    def own(self, thing: Any) -> None:
+        """Remember something with a ``stop()`` method, a server, that close() has to stop first."""
+        self._owned.add(thing)
+
+    def stats(self) -> dict[str, Any]:
+        """Return what the node holds and has counted, as a JSON-able dict."""
+        return {
+            "identity": self.identity,
+            "host": self.host,
+            "pid": os.getpid(),
+            "matchmaker": self.matchmaker.url,
+            "pool": self.pool.stats(),
+            "channels": {channel.endpoint: channel.stats() for channel in self.pool.channels()},
+            "buffers": pinned(),
+            "waiters": waiters(),
+        }
+
+    def close(self, timeout: float = 5.0) -> None:
+        """Stop this node's servers (up to ``timeout`` seconds each), then close pool, matchmaker and context.
+
+        What is outstanding ends with Closed. Twice is fine.
+        """
+        if self._generation != generation():
+            self._closed = True  # nothing here is the child's
+            return
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            context = self._context
+        for server in list(self._owned):
+            server.stop(timeout=timeout)
+        self.pool.close()
+        self.attendant.close()
+        self.matchmaker.close()
+        if context is not None and context is not self._given_context:
+            context.term()
+
+    def __enter__(self) -> Node:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = " closed" if self._closed else ""
+        return f"<Node {self.identity[:8]} {self.matchmaker.url} {self.pool!r}{state}>"
+
+
+_nodes: weakref.WeakSet[Node] = weakref.WeakSet()
+_default: Node | None = None
+_default_lock = threading.Lock()
+
+
+def default_node() -> Node:
+    """Return the node that clients and servers of this process use unless they are given another one.
+
+    Made when first asked for, with the local matchmaker or the one that ``ZMQCORE_MATCHMAKER`` names; made
+    anew after it has been closed.
+    """
+    global _default
+    with _default_lock:
+        if _default is None or _default._closed:
+            _default = Node(os.environ.get("ZMQCORE_MATCHMAKER") or "local://")
+        return _default
+
+
+def _after_fork_in_child() -> None:
+    global _default_lock
+    _default_lock = threading.Lock()  # another thread of the parent may have held it
+
+
+def _close_all() -> None:
+    """At exit: a context that is still open would wait for its sockets, and members would linger."""
+    for node in list(_nodes):
+        node.close(timeout=1.0)
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+atexit.register(_close_all)

@@ -1,0 +1,1 @@
+"""The RPC layer, in pure Python: clients, servers, deadlines, errors across the wire."""

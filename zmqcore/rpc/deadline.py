@@ -1,0 +1,29 @@
+"""The deadline of the request that is being handled: what a handler calls in turn inherits what is left."""
+
+from __future__ import annotations
+
+import time
+from contextvars import ContextVar
+
+__all__ = ["current", "remaining", "tighten"]
+
+#: A time of ``time.monotonic()``, or None outside a handler and in one whose caller set no deadline.
+current: ContextVar[float | None] = ContextVar("zmqcore_deadline", default=None)
+
+
+def remaining() -> float | None:
+    """Return how many seconds are left for the request that is being handled; None if there is no limit."""
+    deadline = current.get()
+    return None if deadline is None else max(0.0, deadline - time.monotonic())
+
+
+def tighten(timeout: float | None) -> float | None:
+    """Return the deadline, as a time of ``time.monotonic()``, for an operation that may take ``timeout`` seconds.
+
+    Never later than that of the request being handled.
+    """
+    inherited = current.get()
+    if timeout is None:
+        return inherited
+    own = time.monotonic() + timeout
+    return own if inherited is None or own < inherited else inherited

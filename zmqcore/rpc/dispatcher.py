@@ -1,0 +1,207 @@
+"""From a request to a method and back: finds it, checks the arguments, runs it, answers."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import time
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any
+
+from zmqcore import errors
+from zmqcore._port import Request
+from zmqcore.codec import Codec
+from zmqcore.rpc import deadline, faults
+from zmqcore.topic import Topic
+
+__all__ = ["Dispatcher", "public_methods"]
+
+_logger = logging.getLogger("zmqcore.server")
+
+
+def public_methods(*endpoints: Any) -> dict[str, Callable[..., Any]]:
+    """Return the callables that ``endpoints`` offer, by name; of two with one name the first wins.
+
+    An endpoint is an object or a module (its callable attributes whose names do not start with ``_``), or a mapping
+    of names to callables. Raises TypeError for a class (instantiate it), for an endpoint with nothing to call,
+    and for coroutine functions, which need an AsyncServer.
+    """
+    methods: dict[str, Callable[..., Any]] = {}
+    for endpoint in endpoints:
+        if isinstance(endpoint, type):
+            raise TypeError(
+                f"{endpoint.__qualname__} is a class; serve an instance of it: {endpoint.__qualname__}()"
+            )
+        found = dict(endpoint) if isinstance(endpoint, Mapping) else _attributes(endpoint)
+        if not found:
+            raise TypeError(f"{endpoint!r} has no public method to serve")
+        for name, method in found.items():
+            if not callable(method):
+                raise TypeError(f"method {name!r} of {endpoint!r} is not callable")
+            if inspect.iscoroutinefunction(method) or inspect.isasyncgenfunction(method):
+                raise TypeError(f"{name!r} is a coroutine function; a Server runs plain functions only")
+            methods.setdefault(name, method)
+    return methods
+
+
+def _attributes(endpoint: Any) -> dict[str, Callable[..., Any]]:
+    found = {}
+    for name in dir(endpoint):
+        if name.startswith("_"):
+            continue
+        # Look before touching: reading a property would run it.
+        if isinstance(inspect.getattr_static(endpoint, name, None), property):
+            continue
+        value = getattr(endpoint, name, None)
+        if isinstance(endpoint, ModuleType) and (isinstance(value, type) or not inspect.isroutine(value)):
+            continue
+        if callable(value):
+            found[name] = value
+    return found
+
+
+class Dispatcher:
+    """Run requests for ``methods``. Thread-safe; the counters are approximate under many threads.
+
+    Whatever a handler does (raise, call ``sys.exit``, return what cannot be packed), the caller gets a clear
+    error and the server goes on.
+    """
+
+    def __init__(self, topic: Topic, methods: Mapping[str, Callable[..., Any]], codec: Codec) -> None:
+        self._topics = {topic.wire, topic.group.wire}
+        self._topic = topic
+        self._methods = dict(methods)
+        self._codec = codec
+        self._codec_id = codec.id
+        self._decode = codec.decode
+        self._encode = codec.encode
+        self.handled = self.failed = self.expired = self.refused = 0
+
+    @property
+    def methods(self) -> Mapping[str, Callable[..., Any]]:
+        """What can be called, by name."""
+        return self._methods
+
+    def run(self, request: Request) -> None:
+        """Run one request and answer it. Never raises, but for what ends the process."""
+        envelope = request.envelope
+        method = self._methods.get(envelope.method)
+        if method is None or envelope.topic not in self._topics or envelope.codec != self._codec_id:
+            self._refuse_unknown(request)
+            return
+        if request.expired:
+            self.expired += 1
+            self._refuse(request, "expired", "the caller's deadline had passed before the work was begun")
+            return
+        try:
+            arguments = self._decode(envelope, envelope.buffers or ())
+            args, kwargs = arguments
+            if type(args) is not list or type(kwargs) is not dict:
+                raise ValueError
+        except errors.PayloadTooLarge as exc:
+            self._refuse(request, "too_large", str(exc))
+            return
+        except Exception as exc:
+            self._refuse(request, "protocol", str(exc) or "the body is not [args, kwargs]")
+            return
+        remaining = request.remaining
+        token = None if remaining is None else deadline.current.set(time.monotonic() + remaining)
+        try:
+            result = method(*args, **kwargs) if kwargs else method(*args)
+        except BaseException as exc:  # SystemExit too: a handler does not end the server
+            self._report_raised(request, method, args, kwargs, exc)
+        else:
+            self.handled += 1
+            if request.wants_reply:
+                self._reply(request, result)
+        finally:
+            if token is not None:
+                deadline.current.reset(token)
+
+    def _reply(self, request: Request, result: Any) -> None:
+        buffers: list[Any] = []
+        try:
+            request.reply(self._encode(result, buffers), buffers or None, self._codec_id)
+        except errors.Closed:
+            _logger.warning("%r: the server was closed before the result could be sent", request)
+        except errors.ZmqcoreError as exc:
+            self.failed += 1
+            self._error(
+                request,
+                {
+                    **faults.raised_by(exc),
+                    "message": f"the result of {request.method!r} cannot be sent: {exc}",
+                    "traceback": "",
+                },
+            )
+
+    def _refuse_unknown(self, request: Request) -> None:
+        topic = request.envelope.topic.decode("utf-8", "backslashreplace")
+        if request.envelope.topic not in self._topics:
+            self._refuse(
+                request, "no_such_topic", f"topic {topic!r} is not served here, but {str(self._topic)!r} is"
+            )
+        elif request.envelope.codec != self._codec_id:
+            self._refuse(
+                request, "protocol", f"the body has codec {request.envelope.codec}; here is {self._codec_id}"
+            )
+        else:
+            names = sorted(name for name in self._methods if not name.startswith("zmqcore."))
+            self._refuse(
+                request,
+                "no_such_method",
+                f"topic {topic!r} has no method {request.method!r}; it has {', '.join(names[:20])}"
+                + (", …" if len(names) > 20 else ""),
+            )
+
+    def _refuse(self, request: Request, code: str, message: str) -> None:
+        self.refused += 1
+        if request.wants_reply:
+            self._error(request, faults.describe(code, message))
+        else:
+            _logger.warning("%s %r was refused: %s", request.kind, request.method, message)
+
+    def _report_raised(
+        self,
+        request: Request,
+        method: Callable[..., Any],
+        args: list[Any],
+        kwargs: dict[str, Any],
+        exc: BaseException,
+    ) -> None:
+        # Raised by the call itself, not inside the handler: the arguments may not fit.
+        if (
+            isinstance(exc, TypeError)
+            and (exc.__traceback__ is None or exc.__traceback__.tb_next is None)
+            and (problem := _misfit(method, args, kwargs)) is not None
+        ):
+            self._refuse(request, "bad_arguments", f"{request.method}: {problem}")
+            return
+        self.failed += 1
+        if request.wants_reply:
+            self._error(request, faults.raised_by(exc))
+        else:
+            _logger.error("%s %r raised", request.kind, request.method, exc_info=exc)
+
+    def _error(self, request: Request, body: dict[str, str]) -> None:
+        try:
+            request.error(self._encode(body, []), None, self._codec_id)
+        except errors.Closed:
+            _logger.warning("%r: the server was closed before the error could be sent", request)
+        except errors.PayloadTooLarge:
+            short = {key: value[:1000] for key, value in body.items()}
+            request.error(self._encode(short, []), None, self._codec_id)
+
+
+def _misfit(method: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]) -> str | None:
+    """Return why the arguments do not fit the method's signature; None if they do or nobody can tell."""
+    try:
+        signature = inspect.signature(method)
+    except (TypeError, ValueError):
+        return None
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as exc:
+        return f"{exc}; its signature is {signature}"
+    return None

@@ -1,0 +1,69 @@
+"""Errors across the wire: the body of an "error" envelope, and the exception it becomes at the caller.
+
+The body is a map: ``code`` (a key of the table below), ``type`` (the remote exception's qualified name),
+``message``, and ``traceback`` (text, may be empty). A port that refuses a message before any codec is involved
+sends codec 0 and the plain text ``Name: message``.
+"""
+
+from __future__ import annotations
+
+import traceback
+from typing import Any
+
+from zmqcore import errors
+from zmqcore._frame import Envelope
+from zmqcore.codec import Codec
+
+__all__ = ["describe", "raised_by", "to_exception"]
+
+#: What a server says before or instead of running the handler. "raised" is what the handler itself raised.
+_CODES: dict[str, type[errors.ZmqcoreError]] = {
+    "no_such_topic": errors.NoSuchTopic,
+    "no_such_method": errors.NoSuchMethod,
+    "bad_arguments": errors.BadArguments,
+    "expired": errors.DeadlineExceeded,
+    "overloaded": errors.Overloaded,
+    "too_large": errors.PayloadTooLarge,
+    "protocol": errors.ProtocolError,
+    "closed": errors.Closed,
+}
+
+_PORT_REFUSALS = {"PayloadTooLarge": errors.PayloadTooLarge, "ProtocolError": errors.ProtocolError}
+
+
+def describe(code: str, message: str) -> dict[str, str]:
+    """Return the body for an error of the server itself."""
+    return {"code": code, "type": "", "message": message, "traceback": ""}
+
+
+def raised_by(exc: BaseException, *, skip: int = 1) -> dict[str, str]:
+    """Return the body for what a handler has raised; the traceback leaves our own ``skip`` frames out."""
+    trace = exc.__traceback__
+    for _ in range(skip):
+        if trace is not None and trace.tb_next is not None:
+            trace = trace.tb_next
+    if isinstance(exc, errors.RemoteError):
+        message = f"{exc.type}: {exc.message}"
+    else:
+        message = str(exc)
+    cls = type(exc)
+    name = cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
+    text = "".join(traceback.format_exception(cls, exc, trace))
+    # A surrogate in a message would make the codec refuse the error itself.
+    return {key: value.encode("utf-8", "backslashreplace").decode() for key, value in {
+        "code": "raised", "type": name, "message": message, "traceback": text,
+    }.items()}  # fmt: skip
+
+
+def to_exception(envelope: Envelope, codec: Codec, endpoint: str) -> errors.ZmqcoreError:
+    """Return the exception that an "error" envelope from ``endpoint`` stands for."""
+    if envelope.codec == 0:
+        name, _, message = bytes(envelope.body).decode("utf-8", "replace").partition(": ")
+        return _PORT_REFUSALS.get(name, errors.ProtocolError)(f"{endpoint}: {message}")
+    body: Any = codec.decode(envelope, envelope.buffers or ())
+    if not isinstance(body, dict):
+        return errors.ProtocolError(f"{endpoint} sent an error that is not a map but {type(body).__name__}")
+    code, kind, message, trace = (str(body.get(key, "")) for key in ("code", "type", "message", "traceback"))
+    if code in _CODES:
+        return _CODES[code](f"{endpoint}: {message}")
+    return errors.RemoteError(kind, message, trace)
