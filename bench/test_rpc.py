@@ -1,0 +1,106 @@
+"""The whole way: ``Client`` to ``Server``, the server in a process of its own.
+
+One round trip depends on where the scheduler has put the processes; for comparisons with others, and for the
+goals, see ``side_by_side.py``.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from zmqcore import Client, Node
+
+PAYLOAD = b"0123456789abcdef"
+TIMEOUT = 10.0
+MIB = 1 << 20
+
+
+@pytest.fixture
+def node() -> Iterator[Node]:
+    with Node("memory://bench") as made:
+        yield made
+
+
+@pytest.fixture
+def connect(start_server: Callable[..., str], node: Node) -> Callable[..., Client]:
+    """Return a function that gives a client that is connected to an echo server."""
+
+    def connected(transport: str = "tcp", workers: int = 0) -> Client:
+        endpoint = start_server(transport, f"--workers={workers}")
+        client = Client("bench", node=node, connect=endpoint, timeout=TIMEOUT)
+        client.call("finish")
+        return client
+
+    return connected
+
+
+@pytest.mark.benchmark(group="rpc: call")
+@pytest.mark.parametrize("workers", [0, 4])
+@pytest.mark.parametrize("transport", ["tcp", "ipc"])
+def test_call(
+    benchmark: BenchmarkFixture, connect: Callable[..., Client], transport: str, workers: int
+) -> None:
+    client = connect(transport, workers)
+    assert benchmark(client.call, "echo", PAYLOAD) == PAYLOAD
+
+
+@pytest.mark.benchmark(group="rpc: call")
+@pytest.mark.parametrize("transport", ["tcp", "ipc"])
+def test_call_1_mib(benchmark: BenchmarkFixture, connect: Callable[..., Client], transport: str) -> None:
+    client, payload = connect(transport), b"x" * MIB
+    assert benchmark(client.call, "echo", payload) == payload
+
+
+@pytest.mark.benchmark(group="rpc: 1000 casts")
+@pytest.mark.parametrize("size", [16, 1024])
+def test_1000_casts(benchmark: BenchmarkFixture, connect: Callable[..., Client], size: int) -> None:
+    """Sent and handled: with an inline server the call behind them is answered when they have been."""
+    client, payload = connect(), b"x" * size
+    client.call("finish")
+
+    def thousand() -> int:
+        for _ in range(1000):
+            client.cast("tick", payload)
+        handled: int = client.call("finish")[0]
+        return handled
+
+    assert benchmark(thousand) == 1000
+
+
+@pytest.mark.benchmark(group="rpc: 100 calls")
+def test_100_submitted(benchmark: BenchmarkFixture, connect: Callable[..., Client]) -> None:
+    """All in flight at once on one channel."""
+    client = connect()
+
+    def hundred() -> list[bytes]:
+        futures = [client.submit("echo", PAYLOAD) for _ in range(100)]
+        return [future.result(TIMEOUT) for future in futures]
+
+    assert benchmark(hundred) == [PAYLOAD] * 100
+
+
+@pytest.mark.benchmark(group="rpc: 100 calls")
+def test_100_by_8_threads(benchmark: BenchmarkFixture, connect: Callable[..., Client]) -> None:
+    """Eight threads on one client, started each time: about 13 calls each."""
+    client = connect()
+    answers: list[bytes] = []
+
+    def some() -> None:
+        for _ in range(100 // 8 + 1):
+            answers.append(client.call("echo", PAYLOAD))
+
+    def eight() -> int:
+        answers.clear()
+        threads = [threading.Thread(target=some) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return len(answers)
+
+    assert benchmark(eight) == 8 * 13
+    assert set(answers) == {PAYLOAD}
