@@ -29,7 +29,7 @@ def context() -> Iterator[zmq.Context[zmq.Socket[bytes]]]:
 
 
 @pytest.fixture
-def endpoints(context: zmq.Context[zmq.Socket[bytes]]) -> list[str]:
+def endpoints(context: zmq.Context[zmq.Socket[bytes]]) -> Iterator[list[str]]:
     """Return 100 endpoints, all of one ROUTER."""
     router = context.socket(zmq.ROUTER)
     router.setsockopt(zmq.RCVHWM, 0)
@@ -37,7 +37,8 @@ def endpoints(context: zmq.Context[zmq.Socket[bytes]]) -> list[str]:
     for _ in range(100):
         router.bind("tcp://127.0.0.1:*")
         found.append(router.getsockopt_string(zmq.LAST_ENDPOINT))
-    return found
+    yield found
+    router.close(linger=0)
 
 
 @pytest.fixture
