@@ -12,7 +12,6 @@ between.
 
 import os
 import sys
-from pathlib import Path
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
@@ -45,7 +44,6 @@ setup(
                 define_macros=[("CYTHON_TRACE_NOGIL", "1")] if TRACE else [],
             )
             for name in MODULES
-            if Path(f"zmqcore/{name}.pyx").exists()
         ],
         # Cython.Coverage looks for the C file beside its source; otherwise the tree stays clean.
         build_dir=None if TRACE else "build/cython",
