@@ -454,7 +454,8 @@ cdef inline int pack_raw(Out* out, const char* data, Py_ssize_t size, int wide) 
         put_number(out, wide + 1, <uint64_t>size, 2)
     else:
         put_number(out, wide + 2, <uint64_t>size, 4)
-    memcpy(out.at, data, size)
+    if size:                                        # an empty buffer may be at NULL
+        memcpy(out.at, data, size)
     out.at += size
     return 1
 
@@ -866,6 +867,8 @@ cdef class BodyCodec:
         try:
             if pack(value, &out, buffers) and out.at - out.start <= out.bytes_left:
                 return PyBytes_FromStringAndSize(<const char*>out.start, out.at - out.start)
+        except RuntimeError:                        # another thread changed a dict: the general way says so
+            pass
         finally:
             Py_XDECREF(out.heap)
         del buffers[before:]

@@ -371,8 +371,8 @@ def _path(root: Any, culprit: Any) -> str:
 def _children(value: dict[Any, Any] | list[Any] | tuple[Any, ...]) -> Iterator[tuple[str, Any]]:
     if isinstance(value, dict):
         for key, inner in value.items():
-            # Anything else as a key might have a repr that raises.
-            plain = isinstance(key, (str, bytes, int, float, NoneType))
+            # Anything else as a key, also a subclass, might have a repr that raises.
+            plain = type(key) in (str, bytes, int, float, bool, NoneType)
             yield f"[{key!r:.80}]" if plain else f"[a {type(key).__name__}]", inner
     else:
         for index, inner in enumerate(value):
