@@ -36,6 +36,8 @@ LAYERS: dict[str, list[str]] = {
     "topic": [*BASE],
     "endpoint": [*BASE],
     "runtime_dir": [*BASE],
+    # the thread that leads where nobody waits: it sees channels through a protocol of its own
+    "attendant": [*BASE],
 }
 VALUES = [*BASE, "topic", "endpoint", "runtime_dir"]
 LAYERS["matchmaker"] = VALUES
