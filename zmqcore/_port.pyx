@@ -157,9 +157,9 @@ cdef class Port:
         InternalError if another thread is in receive().
         """
         cdef int64_t deadline = deadline_after(timeout)
-        cdef int64_t until, before, budget
+        cdef int64_t until, before, now, budget
         cdef Py_ssize_t limit = max_messages
-        cdef bint acks_flushed = False
+        cdef bint spun = False, acknowledged = False
         cdef list requests = []
         self._check()
         self.shared.lock.acquire()
@@ -185,32 +185,33 @@ cdef class Port:
                         break
                     if before >= self.next_prune:
                         self._prune(before)
-                    # First spin; only then acknowledge what needs no reply, and block.
-                    budget = 0 if acks_flushed else self.shared.spin_budget()
+                        continue        # it has sent: look again before waiting
+                    budget = 0 if spun else self.shared.spin_budget()
+                    spun = True
+                    if not budget and not acknowledged:
+                        # About to block: acknowledge what needs no reply; having sent, look again first.
+                        acknowledged = True
+                        if self.owing:
+                            self._flush_acks(False)
+                            continue
+                    until = deadline
                     if budget:
                         until = min(before + budget, deadline)
-                    else:
-                        if not acks_flushed and self.owing:
-                            self._flush_acks(False)
-                        until = min(before + ACK_CALLS_AFTER, deadline) if self.owing else deadline
+                    elif self.owing:
+                        until = min(before + ACK_CALLS_AFTER, deadline)
                     self.watched = True
                     self.shared.lock.release()
                     try:
                         self.waiter.wait(self.shared.fd, until, budget)
                     finally:
-                        if budget:
-                            self.shared.spin_result(budget, now_ns() - before < budget)
                         self.shared.lock.acquire()
                         self.watched = False
-                    if now_ns() < until:
-                        acks_flushed = False
-                        continue
-                    if budget:
-                        self.shared.read_events()
-                        if not self.shared.readable:
-                            self._flush_acks(False)
-                            acks_flushed = True
-                    elif self.owing:
+                        now = now_ns()
+                        if budget:
+                            self.shared.spin_result(budget, now < until)
+                    if now < until:
+                        spun = acknowledged = False
+                    elif not budget and self.owing:
                         self._flush_acks(True)
                 release_sent_buffers()
             finally:
