@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import collections
-import sys
 import time
 from typing import Any
 
@@ -171,4 +170,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
