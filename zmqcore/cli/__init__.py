@@ -24,6 +24,10 @@ def main() -> NoReturn:
     Raises:
         SystemExit: always.
     """
-    from zmqcore.cli.app import run  # noqa: PLC0415 - click and rich are an optional extra
+    try:
+        from zmqcore.cli.app import run  # noqa: PLC0415 - click and rich are an optional extra
 
-    sys.exit(run())
+        sys.exit(run())
+    except KeyboardInterrupt:
+        # Ctrl-C while modules are being imported; run() itself handles what comes later.
+        sys.exit(130)

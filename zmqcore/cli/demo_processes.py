@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -152,8 +153,9 @@ def _checker(key: str) -> None:
 def main(words: list[str]) -> int:
     """Run the role that *words* name: ``worker NAME URL``, ``collector URL`` or ``checker KEY``."""
     role, *rest = words
+    roles: dict[str, Callable[..., None]] = {"worker": _worker, "collector": _collector, "checker": _checker}
     try:
-        {"worker": _worker, "collector": _collector, "checker": _checker}[role](*rest)
+        roles[role](*rest)
     except (KeyboardInterrupt, BrokenPipeError):
         return 1  # the demo is ending, and says so itself
     return 0

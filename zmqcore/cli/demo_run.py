@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -285,10 +285,16 @@ class _Done:
 
 
 class _Callers:
-    """Threads that share one client and call until no file is left."""
+    """Threads that share one client and call until no file is left.
 
-    def __init__(self, client: Client, files: list[Path], threads: int) -> None:
+    *abandon* makes the calls that run fail at once.
+    """
+
+    def __init__(
+        self, client: Client, files: list[Path], threads: int, abandon: Callable[[], object]
+    ) -> None:
         self._client = client
+        self._abandon = abandon
         self._files = files
         self._left = deque(range(len(files)))
         self._stop = threading.Event()
@@ -302,9 +308,10 @@ class _Callers:
             thread.start()
 
     def close(self) -> None:
-        """Begin no further call, close the client, on which those that run fail, and wait for the threads."""
+        """Begin no further call, abandon those that run, and wait for the threads."""
         self._stop.set()
-        self._client.close()
+        if any(thread.is_alive() for thread in self._threads):
+            self._abandon()
         for thread in self._threads:
             if thread.ident is not None:
                 thread.join()
@@ -324,8 +331,8 @@ class _Callers:
         source = self._files[index].read_bytes()
         failure = ""
         for attempt in range(_MAX_ATTEMPTS):
-            # A pause only from the second time on: there are other workers to ask.
-            if attempt > 1 and self._stop.wait(0.05 * attempt):
+            # No pause before the second attempt: there are other workers to ask.
+            if self._stop.wait(0.05 * attempt if attempt > 1 else 0):
                 break
             started = time.perf_counter()
             try:
@@ -382,7 +389,7 @@ class _Run:
             Node(matchmaker=url) as node,
             Client(ANALYSIS, node=node, timeout=_CALL_TIMEOUT) as analysis,
             Client(PROGRESS, node=node, timeout=_CALL_TIMEOUT) as progress,
-            contextlib.closing(_Callers(analysis, self._files, self._in_flight)) as callers,
+            contextlib.closing(_Callers(analysis, self._files, self._in_flight, node.close)) as callers,
             self._interrupts.allowed(),
         ):
             self._wait_for_members(analysis, progress, processes)
@@ -504,7 +511,7 @@ class _Run:
             if name not in answered:
                 errors_text = ", ".join(
                     f"{member.topic.server}: {type(error).__name__}: {error}"
-                    for member, error in gathered.errors.items()
+                    for member, error in [*gathered.errors.items(), *gathered.missing.items()]
                 )
                 self.report.problems.append(
                     f"{name} gave no statistics ({errors_text or 'it is not a member'})"

@@ -22,12 +22,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import msgpack
+import msgpack  # type: ignore[import-untyped]  # it ships no stubs
 import zmq
 
 from zmqcore import Client, Node, Server, __version__, _libzmq, _pool
 from zmqcore.cli.measure import open_fds, percentile
-from zmqcore.endpoint import probe
+from zmqcore.endpoint import IPC_LIMIT_BYTES, probe
 from zmqcore.matchmaker import open_matchmaker
 from zmqcore.runtime_dir import runtime_directory
 
@@ -38,9 +38,8 @@ _SELF_TEST_CALLS = 300
 _SELF_TEST_TIMEOUT = 5.0
 # A node with a handful of peers, its logs and files: below this a small service runs into EMFILE.
 _SMALL_NOFILE = 256
-# sockaddr_un.sun_path less its final NUL; less on macOS. The names of sockets need about 40 of them.
-_UNIX_PATH_BYTES = 107 if sys.platform == "linux" else 103
-_SOCKET_NAME_BYTES = 40
+# "<pid>-<8 digits>.sock", with a pid of up to 10 digits.
+_SOCKET_NAME_BYTES = 24
 _MAX_PROBED = 100
 _MIN_MSGPACK = (1, 2, 1)
 
@@ -105,9 +104,13 @@ def _versions(add: _Add) -> dict[str, Any]:
     }
 
 
+def _capability(name: str) -> bool:
+    return _libzmq.has(name)
+
+
 def _libzmq_facts(add: _Add) -> dict[str, Any]:
     capabilities = {
-        name: _libzmq.has(name) for name in ("ipc", "curve", "gssapi", "pgm", "tipc", "norm", "vmci", "draft")
+        name: _capability(name) for name in ("ipc", "curve", "gssapi", "pgm", "tipc", "norm", "vmci", "draft")
     }
     if not capabilities["ipc"]:
         add(
@@ -128,7 +131,7 @@ def _libzmq_facts(add: _Add) -> dict[str, Any]:
             "two libzmq cannot share sockets: see what else loads one (LD_PRELOAD, LD_LIBRARY_PATH)",
         )
     return {
-        "path": _libzmq.library_path(),
+        "path": os.path.realpath(_libzmq.library_path()),
         "version": ".".join(map(str, _libzmq.library_version())),
         "capabilities": capabilities,
     }
@@ -179,7 +182,9 @@ def _budget(add: _Add) -> dict[str, Any]:
     }
 
 
-_DERIVATION = "from the soft limit on open files, less a reserve; a connected socket takes 2"
+_DERIVATION = (
+    "a quarter of the soft limit (at least 128) is left to everything else; a socket takes 2 of the rest"
+)
 
 
 def _stale_sockets(directory: Path) -> tuple[int, list[str]]:
@@ -196,7 +201,7 @@ def _runtime_directory(add: _Add) -> dict[str, Any]:
     directory = runtime_directory()
     status = directory.stat()
     sockets, stale = _stale_sockets(directory)
-    room = _UNIX_PATH_BYTES - len(os.fsencode(directory)) - 1
+    room = IPC_LIMIT_BYTES - len(os.fsencode(directory)) - 1
     if room < _SOCKET_NAME_BYTES:
         add(
             "broken",

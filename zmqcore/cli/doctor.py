@@ -32,12 +32,29 @@ def _text(value: Any) -> str:
     return str(value)
 
 
+def _self_test_text(facts: dict[str, Any]) -> str:
+    if not facts["ok"]:
+        return f"failed: {facts['error']}"
+    return (
+        f"p50 {facts['p50_us']:.0f} µs, p99 {facts['p99_us']:.0f} µs, the first {facts['first_us']:.0f} µs; "
+        f"{facts['calls']} calls to {facts['endpoint']}"
+    )
+
+
 def _show(output: Output, diagnosis: Diagnosis) -> None:
     for section, facts in diagnosis.facts.items():
         output.table(
             section.replace("_", " "),
             {"": "left", " ": "left"},
-            [[f"  {name.replace('_', ' ')}", _text(value)] for name, value in facts.items()],
+            [
+                [
+                    f"  {name.replace('_', ' ')}",
+                    _self_test_text(value)
+                    if section == "self_test" and isinstance(value, dict)
+                    else _text(value),
+                ]
+                for name, value in facts.items()
+            ],
         )
     output.line("")
     for problem in diagnosis.problems:

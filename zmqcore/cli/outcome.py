@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from enum import IntEnum
 
 from zmqcore import errors
@@ -102,6 +103,9 @@ _OUTCOMES: tuple[tuple[type[BaseException], Exit, str], ...] = (
 )
 
 
+_BIND_ERRNOS = frozenset({errno.EADDRINUSE, errno.EADDRNOTAVAIL})
+
+
 def status_of(error: BaseException) -> Exit:
     """Return the exit code for *error*; :attr:`Exit.INTERNAL` for what is not expected at all."""
     for kind, status, _hint in _OUTCOMES:
@@ -117,4 +121,6 @@ def hint_for(error: BaseException, topic: str = "TOPIC") -> str:
     for kind, _status, hint in _OUTCOMES:
         if isinstance(error, kind):
             return hint.replace("{topic}", topic)
+    if isinstance(error, OSError) and error.errno in _BIND_ERRNOS:
+        return "choose another address with --bind; tcp://127.0.0.1:* takes a free port"
     return ""

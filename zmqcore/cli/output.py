@@ -10,7 +10,7 @@ import shlex
 import sys
 from array import array
 from collections.abc import Mapping
-from typing import IO, Any
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.json import JSON
@@ -30,6 +30,9 @@ __all__ = [
     "note",
     "show_error",
 ]
+
+
+_NO_TERMINAL_WIDTH = 240
 
 
 def _key(key: Any) -> str:
@@ -97,10 +100,13 @@ class Output:
     terminal).
     """
 
-    def __init__(self, json_wanted: bool | None = None, stream: IO[str] | None = None) -> None:
+    def __init__(self, json_wanted: bool | None = None, stream: TextIO | None = None) -> None:
         self.stream = sys.stdout if stream is None else stream
         self.machine = not self.stream.isatty() if json_wanted is None else json_wanted
-        self.console = Console(file=self.stream, highlight=False)
+        # Without a terminal nobody sees where a line ends: wide enough for what is searched by line.
+        self.console = Console(
+            file=self.stream, highlight=False, width=None if self.stream.isatty() else _NO_TERMINAL_WIDTH
+        )
 
     def json(self, value: Any) -> None:
         """Print *value* as JSON: one line for machines, indented and coloured for people."""
@@ -121,19 +127,14 @@ class Output:
 
     def table(self, title: str, columns: Mapping[str, str], rows: list[list[str]]) -> None:
         """Print a table for people. *columns* maps each heading to its ``justify`` (left or right)."""
-        table = Table(
-            title=title,
-            title_justify="left",
-            title_style="bold",
-            header_style="bold",
-            box=None,
-            pad_edge=False,
-        )
+        table = Table(header_style="bold", box=None, pad_edge=False, show_header=any(map(str.strip, columns)))
         for heading, justify in columns.items():
             # Folded, not cut: an endpoint that ends in dots is of no use.
             table.add_column(heading, justify="right" if justify == "right" else "left", overflow="fold")
         for row in rows:
             table.add_row(*(Text(cell) for cell in row))
+        # Not the table's own title, which would be wrapped to its width.
+        self.line(title, style="bold underline")
         self.console.print(table)
 
 
@@ -151,6 +152,9 @@ def error_summary(error: BaseException) -> str:
     """Return *error* as one line: the remote exception if it is one, else our class and its message."""
     if isinstance(error, errors.RemoteError):
         return f"{error.type}: {error.message}"
+    if isinstance(error, OSError) and not isinstance(error, errors.ZmqcoreError) and error.strerror:
+        name = f"{error.filename}: " if error.filename else ""
+        return name + error.strerror
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 

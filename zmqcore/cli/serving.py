@@ -10,17 +10,19 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+import traceback
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, Self
 
 import click
 
-from zmqcore import Node, Server, Topic, errors
+from zmqcore import Node, Server, Topic
 from zmqcore.cli.options import Command, exchange_option, json_option, matchmaker_option
 from zmqcore.cli.outcome import EXIT_CODES_HELP, Exit
 from zmqcore.cli.output import Output, note
+from zmqcore.endpoint import Endpoint
 
 __all__ = ["NotServable", "load_endpoint", "serve"]
 
@@ -119,6 +121,26 @@ def _end_now(number: int) -> NoReturn:
     os._exit(128 + number)
 
 
+class _SocketFiles:
+    """The files of the ipc sockets that a server has bound: libzmq leaves them where they are."""
+
+    def __init__(self) -> None:
+        self._bound: dict[Path, int] = {}
+
+    def add(self, endpoints: Iterable[str]) -> None:
+        """Remember the files of these endpoints, which are bound now."""
+        for endpoint in map(Endpoint.parse, endpoints):
+            if endpoint.is_local_ipc and endpoint.path.startswith("/"):  # not @name, which is no file
+                self._bound[Path(endpoint.path)] = Path(endpoint.path).stat().st_ino
+
+    def remove(self) -> None:
+        """Remove those that are still ours: a server that was started meanwhile may have bound one anew."""
+        for path, inode in self._bound.items():
+            with contextlib.suppress(OSError):
+                if path.stat().st_ino == inode:
+                    path.unlink()
+
+
 @contextlib.contextmanager
 def _in_path(directory: str) -> Iterator[None]:
     """Look for modules in *directory* first, as ``python -m`` does."""
@@ -208,9 +230,13 @@ def serve(
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
     output = Output(json_wanted)
+    files = _SocketFiles()
     # Signals first: one that comes while the module is imported must not leave a traceback.
     with _Signals() as signals, _in_path(str(Path.cwd())):
-        endpoint = load_endpoint(target)
+        try:
+            endpoint = _imported(target)
+        except _Ended:
+            _end_now(signals.number)
         with Node(matchmaker=matchmaker) as node:
             running = Server(
                 Topic(topic, exchange=exchange),
@@ -220,22 +246,35 @@ def serve(
                 workers=workers,
                 bind=list(bind) or None,
             )
-            running.start()
             try:
+                running.start()
+                files.add(running.endpoints)
                 _announce(output, running, topic)
                 # Python runs signal handlers between two waits of the main thread, so this ends at once.
                 signals.asked.wait()
                 if not output.machine:
                     output.line("stopping: finishing what runs; once more to stop at once", style="yellow")
-                running.stop(drain=True, timeout=drain)
+                finished = running.stop(drain=True, timeout=drain)
             except _Ended:
-                with contextlib.suppress(errors.ZmqcoreError, _Ended):
-                    running.stop(drain=False, timeout=1.0)
+                # Before the node is closed, which would wait for a port that stop() may not have closed yet.
+                files.remove()
                 _end_now(signals.number)
-            except errors.DeadlineExceeded as exc:
-                note(f"some methods were still running after {drain:g} s: {exc}")
+            files.remove()
+            if not finished:
+                note(f"some methods were still running after {drain:g} s; their callers get an error")
                 _end_now(signals.number)
     return Exit.OK
+
+
+def _imported(target: str) -> Any:
+    """Return what *target* names; what its module raises is shown as the user's own fault."""
+    try:
+        return load_endpoint(target)
+    except (click.ClickException, _Ended):
+        raise
+    except Exception as exc:
+        traceback.print_exception(exc)
+        raise NotServable(f"{target} cannot be imported: {type(exc).__name__}: {exc}") from exc
 
 
 def _announce(output: Output, server: Server, topic: str) -> None:

@@ -1,0 +1,83 @@
+"""Words that begin with a dash, and the examples that the help shows."""
+
+from __future__ import annotations
+
+import shlex
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from zmqcore.cli.app import app
+from zmqcore.cli.options import ValuesCommand
+
+
+@click.command(cls=ValuesCommand)
+@click.argument("topic")
+@click.argument("args", nargs=-1)
+@click.option("--text", "-t")
+@click.option("--flag", "-f", is_flag=True)
+def words(topic: str, args: tuple[str, ...], text: str | None, flag: bool) -> None:
+    click.echo(repr([topic, *args, text, flag]))
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("t -1", ["t", "-1", None, False]),
+        ("-1 -2.5e3", ["-1", "-2.5e3", None, False]),
+        ("t -.5", ["t", "-.5", None, False]),
+        ("t --text -1 -2", ["t", "-2", "-1", False]),
+        ("t -t -1 -f", ["t", "-1", True]),
+        ("t --text=-1", ["t", "-1", False]),
+        ("-f t -1", ["t", "-1", None, True]),
+        ("t -- -1 --text", ["t", "-1", "--text", None, False]),
+        ("t x --flag y", ["t", "x", "y", None, True]),
+    ],
+)
+def test_negative_numbers_are_values(line: str, expected: list[object]) -> None:
+    result = CliRunner().invoke(words, shlex.split(line))
+    assert result.output.strip() == repr(expected)
+
+
+@pytest.mark.parametrize("line", ["t --txet 1", "t -x", "t --1"])
+def test_other_words_with_a_dash_are_options(line: str) -> None:
+    result = CliRunner().invoke(words, shlex.split(line))
+    assert result.exit_code == 2
+    assert "No such option" in result.output
+
+
+COMMANDS = ["demo", "serve", "call", "cast", "fanout", "members", "ping", "doctor"]
+
+
+def help_of(*names: str) -> str:
+    result = CliRunner().invoke(app, [*names, "--help"])
+    assert result.exit_code == 0
+    return result.output
+
+
+def test_the_commands_are_all_there() -> None:
+    assert list(app.commands) == COMMANDS
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_teaches(name: str) -> None:
+    text = help_of(name)
+    assert f"zmqcore {name}" in text.split("Examples:")[1]
+    assert "Exit codes:" in text
+
+
+def examples() -> list[str]:
+    texts = [help_of(), *(help_of(name) for name in COMMANDS)]
+    lines = [line.strip() for text in texts for line in text.splitlines()]
+    found = [line.split("   ")[0].split(" | ")[0] for line in lines if line.startswith("zmqcore ")]
+    assert len(found) > 15
+    return sorted(set(found))
+
+
+@pytest.mark.parametrize("example", examples())
+def test_every_example_in_the_help_is_accepted(example: str) -> None:
+    """Parsed only: an example with an option that no longer exists is worse than none."""
+    name, *rest = shlex.split(example)[1:]
+    command = app.commands[name]
+    command.make_context(name, rest).close()
