@@ -35,8 +35,9 @@ _OPTIONAL: Final[dict[str, type]] = {
     "public_key": str,
 }
 
-#: Longer than the kernel's tick (10 ms at 100 Hz), with room for file systems with coarser times.
-_TICK_NS: Final = 100_000_000
+#: How long ago a file must have been written to be taken for complete. Above the kernel's tick (10 ms at 100
+#: Hz).
+_SETTLING_NS: Final = 100_000_000
 
 _Table = dict[Topic, dict[Key, Member]]
 #: What tells one state of the file from another, without reading it.
@@ -45,7 +46,7 @@ _Signature = tuple[int, int, int, int]
 
 @final
 class StaticBackend(Backend):
-    """Reads the file again whenever its time, size or inode has changed.
+    """Reads the file again whenever its time, size or inode has changed, a tenth of a second after that.
 
     A file that is missing or wrong makes the registry unreachable, with an error that names the file and the
     entry; what was known stays. Its epoch is this process's own count of changed readings. A server may
@@ -67,13 +68,14 @@ class StaticBackend(Backend):
             self._signature = None
             raise MatchmakerError(f"cannot read the static registry {self._path}: {exc.strerror}") from exc
         signature = (found.st_mtime_ns, found.st_size, found.st_ino, found.st_dev)
-        if signature != self._signature:
-            table = _load(self._path)
-            # Only now: a file that is wrong is read again until it is right. One that has just been written
-            # is read again as well: file times are no finer than the kernel's tick.
-            settled = abs(time.time_ns() - found.st_mtime_ns) > _TICK_NS
+        # Who writes in place empties the file first, and a torn file may well be valid: fewer members. So
+        # what has only just changed is left alone until it has settled, unless nothing is known yet.
+        settled = abs(time.time_ns() - found.st_mtime_ns) > _SETTLING_NS
+        if signature != self._signature and (settled or not self._epoch):
+            self._take_in(_load(self._path))
+            # Only now: a file that is wrong is read again until it is right. And what was read unsettled is
+            # read once more: file times are no finer than the kernel's tick.
             self._signature = signature if settled else None
-            self._take_in(table)
         return False
 
     def _take_in(self, table: _Table) -> None:
