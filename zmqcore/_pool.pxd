@@ -22,4 +22,6 @@ cdef class ChannelPool:
     cdef bint closed
     cdef uint64_t generation
     cdef uint64_t n_opened, n_reused, n_evicted, n_expired, n_lost, n_waits, n_unreachable
+    cdef int _check(self) except -1
+    cpdef Channel acquire_open(self, str endpoint)
     cpdef release(self, Channel channel)

@@ -65,25 +65,33 @@ cdef class ChannelPool:
         self.room = threading.Condition()
         self.generation = fork_generation()
 
-    def acquire(self, str endpoint not None, timeout: float | None = None) -> Channel:
-        """Return the connected channel to ``endpoint``, to be given back by release().
+    cpdef Channel acquire_open(self, str endpoint):
+        """Return the channel to ``endpoint`` if it is open already, else None. Never waits.
 
-        Waits up to ``timeout`` seconds for a place in the budget, and for the connection. Raises PoolExhausted,
-        Unreachable or Closed.
+        What is returned is to be given back by release().
         """
         cdef Slot slot
-        cdef Channel channel
-        cdef int64_t deadline
         self._check()
         self.lock.acquire()
         slot = self.slots.get(endpoint)
         if slot is not None and slot.channel.state == STATE_OPEN and not slot.channel.goodbye:
             slot.users += 1
             self.n_reused += 1
-            channel = slot.channel
             self.lock.release()
-            return channel
+            return slot.channel
         self.lock.release()
+        return None
+
+    def acquire(self, str endpoint not None, timeout: float | None = None) -> Channel:
+        """Return the connected channel to ``endpoint``, to be given back by release().
+
+        Waits up to ``timeout`` seconds for a place in the budget, and for the connection. Raises PoolExhausted,
+        Unreachable or Closed.
+        """
+        cdef Channel channel = self.acquire_open(endpoint)
+        cdef int64_t deadline
+        if channel is not None:
+            return channel
         deadline = deadline_after(timeout)
         channel = self._obtain(endpoint, deadline)
         try:
@@ -114,7 +122,7 @@ cdef class ChannelPool:
             with self.room:
                 self.room.notify()
 
-    def _check(self):
+    cdef int _check(self) except -1:
         if self.closed:
             raise errors.Closed("the pool is closed")
         if self.generation != fork_generation():
@@ -122,6 +130,7 @@ cdef class ChannelPool:
             self.slots = {}
             self.reserved = 0
             self.room = threading.Condition()
+        return 0
 
     def _obtain(self, str endpoint, int64_t deadline):
         """Return a usable channel, counted in: the one there is, or a new one as soon as the budget has room."""

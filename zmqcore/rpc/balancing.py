@@ -53,6 +53,8 @@ class Balancer:
         self._membership: Membership | None = None
         self._next = 0
         self._outstanding = 0
+        #: The only target there is, and the membership that says so: most clients have one, and need no lock.
+        self.only: tuple[Membership, Target] | tuple[None, None] = (None, None)
 
     def targets(self, membership: Membership) -> list[Target]:
         """Return the targets for ``membership``; who was a member before keeps its count."""
@@ -68,6 +70,7 @@ class Balancer:
                 for member in membership.members
             ]
             self._membership = membership
+            self.only = (membership, self._targets[0]) if len(self._targets) == 1 else (None, None)
 
     def choose(self, membership: Membership, avoid: Iterable[Target] = ()) -> Target | None:
         """Return the next target, counted as having one more call, or None if there is none but ``avoid``."""

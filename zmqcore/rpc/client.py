@@ -27,6 +27,7 @@ __all__ = ["Client"]
 _PAUSE, _PAUSE_MAX = 0.02, 0.5
 
 _UNSET: Any = object()
+_inherited = deadlines.current.get
 
 T = TypeVar("T")
 
@@ -64,6 +65,7 @@ class Client:
         self.timeout = timeout
         self.delivery = delivery
         self.discovery_timeout = discovery_timeout
+        self._pool = self._node.pool
         self._wire = self.topic.wire
         self._connect = (connect,) if isinstance(connect, str) else None if connect is None else tuple(connect)
         self._fixed = None if self._connect is None else _fixed_membership(self.topic, self._connect)
@@ -83,10 +85,21 @@ class Client:
         What the handler raises is raised here as RemoteError, with the remote traceback. NoSuchMethod and BadArguments
         say what the server did not like.
         """
-        deadline = deadlines.tighten(self.timeout)
         buffers: list[Any] = []
         body = self._encode((args, kwargs), buffers)
-        wire, codec = self._wire, self._codec_id
+        wire, codec, timeout = self._wire, self._codec_id, self.timeout
+        started = time.monotonic()
+        if _inherited() is None and (way := self._shortcut()) is not None:
+            try:
+                envelope = way[1].call(wire, method, body, buffers or None, b"", codec, timeout)
+            except errors.PeerLost as exc:
+                if exc.executed_possible:
+                    raise
+            else:
+                return self._result(envelope, way[0])
+            finally:
+                self._pool.release(way[1])
+        deadline = deadlines.tighten(timeout, started)
         envelope, target, channel = self._place(
             lambda channel, left: channel.call(wire, method, body, buffers or None, b"", codec, left), deadline
         )
@@ -99,10 +112,19 @@ class Client:
         At most once. What becomes of it afterwards nobody tells. The timeout bounds the handing over; the message
         itself does not expire.
         """
-        deadline = deadlines.tighten(self.timeout)
         buffers: list[Any] = []
         body = self._encode((args, kwargs), buffers)
-        wire, codec = self._wire, self._codec_id
+        wire, codec, timeout = self._wire, self._codec_id, self.timeout
+        started = time.monotonic()
+        if _inherited() is None and (way := self._shortcut()) is not None:
+            try:
+                way[1].send("cast", wire, method, body, buffers or None, b"", codec, timeout)
+                return
+            except errors.PeerLost:
+                pass
+            finally:
+                self._pool.release(way[1])
+        deadline = deadlines.tighten(timeout, started)
         _, target, channel = self._place(
             lambda channel, left: channel.send("cast", wire, method, body, buffers or None, b"", codec, left), deadline
         )
@@ -119,7 +141,7 @@ class Client:
         membership = self._membership(deadline)
         sent: list[Member] = []
         failed: dict[Member, Exception] = {}
-        pool = self._node.pool
+        pool = self._pool
         for target in self._balancer.targets(membership):
             try:
                 channel = pool.acquire(target.endpoint, _left(deadline))
@@ -147,7 +169,7 @@ class Client:
         membership = self._membership(deadline)
         gathered = Gathered(membership.epoch)
         started: list[tuple[Target, Channel, Pending]] = []
-        pool = self._node.pool
+        pool = self._pool
         try:
             for target in self._balancer.targets(membership):
                 try:
@@ -259,6 +281,19 @@ class Client:
             f" (waited {self.discovery_timeout:g} s for a first member)"
         )
 
+    def _shortcut(self) -> tuple[Target, Channel] | None:
+        """Return the only member and the channel to it if it is open already, else None: nothing to decide.
+
+        Most operations go this way; _place() is for all others. The channel goes back to the pool.
+        """
+        watch = self._watch
+        known, target = self._balancer.only
+        if known is None or known is not (self._fixed if watch is None else watch.current):
+            return None
+        assert target is not None
+        channel = self._pool.acquire_open(target.endpoint)
+        return None if channel is None else (target, channel)
+
     def _place(
         self, operate: Callable[[Channel, float | None], T], deadline: float | None
     ) -> tuple[T, Target, Channel]:
@@ -270,7 +305,7 @@ class Client:
         tried: list[Target] = []
         failure: errors.ZmqcoreError | None = None
         give_up = pause = 0.0
-        pool, balancer = self._node.pool, self._balancer
+        pool, balancer = self._pool, self._balancer
         while True:
             membership = self._known()
             target = balancer.choose(membership, tried) if membership.members else None
@@ -307,7 +342,7 @@ class Client:
                 raise
 
     def _release(self, target: Target, channel: Channel) -> None:
-        self._node.pool.release(channel)
+        self._pool.release(channel)
         self._balancer.done(target)
 
     def _result(self, envelope: Envelope, target: Target) -> Any:

@@ -17,13 +17,13 @@ def remaining() -> float | None:
     return None if deadline is None else max(0.0, deadline - time.monotonic())
 
 
-def tighten(timeout: float | None) -> float | None:
+def tighten(timeout: float | None, started: float | None = None) -> float | None:
     """Return the deadline, as a time of ``time.monotonic()``, for an operation that may take ``timeout`` seconds.
 
-    Never later than that of the request being handled.
+    Counted from ``started``, default now. Never later than that of the request being handled.
     """
     inherited = current.get()
     if timeout is None:
         return inherited
-    own = time.monotonic() + timeout
+    own = (time.monotonic() if started is None else started) + timeout
     return own if inherited is None or own < inherited else inherited
