@@ -19,12 +19,9 @@ import argparse
 import dataclasses
 import datetime
 import importlib.metadata
-import importlib.util
 import json
 import os
 import platform
-import resource
-import select
 import statistics
 import subprocess
 import sys
@@ -36,9 +33,14 @@ from typing import Any
 
 import floor
 import zmq
+from processes import BENCH, PeerFailed, Peers, wait_until_quiet
 
-BENCH = Path(__file__).resolve().parent
 MIB = 1 << 20
+
+MOST_OTHERS = 0.2
+"""CPUs that others may keep busy during a measurement. With one of two CPUs taken, client and server share
+the other and no idle CPU has to be woken: a blocking round trip in C takes 44 µs then, and 85 on a quiet
+machine."""
 
 
 # -- what is measured ------------------------------------------------------------------------------------
@@ -126,149 +128,6 @@ GOALS = (
 )
 
 
-# -- the processes ---------------------------------------------------------------------------------------
-
-
-class PeerFailed(RuntimeError):
-    """A measured process ended, reported a fault, or did not answer in time."""
-
-
-class Process:
-    """One measured process; a context manager that ends it."""
-
-    def __init__(self, command: list[str], environment: dict[str, str]) -> None:
-        self.command = command
-        self.errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by end()
-        self.process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.errors,
-            env=environment,
-            bufsize=0,
-        )
-        self.rest = b""
-
-    def read(self, timeout: float = 30.0) -> dict[str, Any]:
-        """Return the next answer; raise ``PeerFailed`` if there is none within ``timeout`` seconds."""
-        assert self.process.stdout is not None
-        end = time.monotonic() + timeout
-        while b"\n" not in self.rest:
-            ready, _, _ = select.select([self.process.stdout], [], [], max(end - time.monotonic(), 0))
-            if not ready:
-                raise PeerFailed(f"{self.name}: no answer within {timeout:g} s")
-            more = os.read(self.process.stdout.fileno(), 65536)
-            if not more:
-                self.process.wait()
-                raise PeerFailed(f"{self.name}: ended with {self.process.returncode}; {self.last_words()}")
-            self.rest += more
-        line, _, self.rest = self.rest.partition(b"\n")
-        answer: dict[str, Any] = json.loads(line)
-        if "error" in answer:
-            raise PeerFailed(f"{self.name}: {answer['error']}")
-        return answer
-
-    def ask(self, command: str, timeout: float = 30.0) -> dict[str, Any]:
-        """Send a command and return the answer."""
-        assert self.process.stdin is not None
-        try:
-            self.process.stdin.write(command.encode() + b"\n")
-        except BrokenPipeError:
-            pass  # read() says why
-        return self.read(timeout)
-
-    @property
-    def name(self) -> str:
-        """The command without its paths."""
-        return " ".join(word.rpartition("/")[2] if word.startswith("/") else word for word in self.command)
-
-    def last_words(self) -> str:
-        """Return the end of what the process wrote to its standard error."""
-        self.errors.seek(0)
-        return self.errors.read().decode(errors="replace").strip()[-2000:] or "nothing on its standard error"
-
-    def end(self) -> None:
-        """Close its input, which ends it; kill it if that does not."""
-        for pipe in (self.process.stdin, self.process.stdout):
-            if pipe is not None:
-                pipe.close()
-        try:
-            self.process.wait(5)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-        self.errors.close()
-
-
-class Pair:
-    """A server and its client."""
-
-    def __init__(self, server: Process, client: Process) -> None:
-        self.server = server
-        self.client = client
-
-    def measure(self, command: str, seconds: float) -> dict[str, Any]:
-        """Run one command at the client; add the CPU time of both processes per call."""
-        before = self.server.ask("cpu")["cpu"]
-        answer = self.client.ask(command, timeout=60 + 10 * seconds)
-        served = self.server.ask("cpu")["cpu"] - before
-        if answer.get("total"):
-            answer["cpu_us"] = (answer["cpu"] + served) * 1e6 / answer["total"]
-            answer["client_cpu_us"] = answer["cpu"] * 1e6 / answer["total"]
-        return answer
-
-    def end(self) -> None:
-        self.client.end()
-        self.server.end()
-
-
-class Peers:
-    """Starts the processes of every peer."""
-
-    def __init__(self, options: argparse.Namespace, scratch: Path) -> None:
-        self.scratch = scratch
-        self.environment = dict(os.environ)
-        if importlib.util.find_spec("zmqcore") is None:  # not installed, but perhaps built in place
-            paths = [str(BENCH.parent), os.environ.get("PYTHONPATH", "")]
-            self.environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-        self.spin = [] if options.spin is None else [f"--spin={options.spin}"]
-        self.libzmq = options.libzmq or floor.libzmq_path()
-        self.floor = floor.compiled()
-        self.started = 0
-
-    def command(self, peer: str, role: str, endpoint: str) -> list[str]:
-        """Return the command line of ``peer`` in the ``role`` of "server" or "client"."""
-        kind, _, form = peer.partition("-")
-        if kind == "c":
-            return [str(self.floor), str(self.libzmq), role, endpoint]
-        if kind == "pyzmq":
-            return [sys.executable, str(BENCH / "peers_pyzmq.py"), role, form or "plain", endpoint]
-        workers = form.removeprefix("w") or "0"
-        options = [f"--workers={workers}", *self.spin]
-        return [sys.executable, str(BENCH / "peers_zmqcore.py"), role, endpoint, *options]
-
-    def start(self, names: Iterable[str], transport: str) -> dict[str, Pair]:
-        """Start a pair for each name, all at once; on a failure none is left."""
-        servers: dict[str, Process] = {}
-        clients: dict[str, Process] = {}
-        try:
-            for name in names:
-                self.started += 1
-                tcp, ipc = "tcp://127.0.0.1:*", f"ipc://{self.scratch}/{self.started}"
-                endpoint = tcp if transport == "tcp" else ipc
-                servers[name] = Process(self.command(name, "server", endpoint), self.environment)
-            for name, server in servers.items():
-                endpoint = server.read()["endpoint"]
-                clients[name] = Process(self.command(name, "client", endpoint), self.environment)
-            for client in clients.values():
-                client.read()
-        except BaseException:
-            for process in [*clients.values(), *servers.values()]:
-                process.end()
-            raise
-        return {name: Pair(servers[name], clients[name]) for name in servers}
-
-
 # -- the run ---------------------------------------------------------------------------------------------
 
 
@@ -316,49 +175,19 @@ def environment(peers: Peers) -> dict[str, Any]:
 class Result:
     """What was measured.
 
-    ``samples[transport, task, entry]`` has one answer per round, None for a failed one; ``others`` the CPUs
-    that foreign processes kept busy during each round, where that is known.
+    ``samples[transport, task, entry]`` has one answer per round, None for a failed one. ``repeated`` counts
+    what was measured again because others had used the CPUs.
     """
 
     samples: dict[tuple[str, str, str], list[dict[str, Any] | None]] = dataclasses.field(default_factory=dict)
     failures: list[str] = dataclasses.field(default_factory=list)
     soaks: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
-    others: list[float] = dataclasses.field(default_factory=list)
+    repeated: int = 0
 
     def values(self, transport: str, task: str, entry: str, metric: str) -> list[float | None]:
         """Return one metric of one entry, round by round."""
         found = self.samples.get((transport, task, entry), [])
         return [sample.get(metric) if sample is not None else None for sample in found]
-
-
-class Others:
-    """How many CPUs processes that are not ours keep busy. Knows it on Linux only.
-
-    It matters: with one of two CPUs taken, client and server share the other and no idle CPU has to be woken:
-    a blocking round trip in C takes 44 µs then, and 85 on a quiet machine.
-    """
-
-    def __init__(self) -> None:
-        self.before = self.now()
-
-    @staticmethod
-    def now() -> tuple[float, float, float]:
-        """Return the clock, the CPU seconds of everybody, and ours with those of our ended processes."""
-        busy = 0.0
-        if sys.platform == "linux":
-            ticks = [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]
-            busy = (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")  # all but idle and iowait
-        ours = 0.0
-        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN):
-            usage = resource.getrusage(who)
-            ours += usage.ru_utime + usage.ru_stime
-        return time.monotonic(), busy, ours
-
-    def busy(self) -> float | None:
-        """Return the average since the last time; call it when no measured process runs."""
-        before, self.before = self.before, self.now()
-        elapsed, busy, ours = (now - then for now, then in zip(self.before, before, strict=True))
-        return max(busy - ours, 0.0) / elapsed if sys.platform == "linux" else None
 
 
 def spread(values: Iterable[float | None]) -> tuple[float, float, float] | None:
@@ -385,7 +214,7 @@ def run(options: argparse.Namespace, peers: Peers, tasks: list[Task]) -> Result:
     """Run all rounds; a failed measurement is noted, and the run goes on with fresh processes."""
     result = Result()
     names = list(dict.fromkeys(entry.peer for task in tasks for entry in task.entries))
-    others = Others()
+    patient_until = time.monotonic() + options.patience
     for number in range(options.rounds):
         for transport in options.transports:
             where = f"round {number + 1}/{options.rounds}, {transport}"
@@ -394,24 +223,30 @@ def run(options: argparse.Namespace, peers: Peers, tasks: list[Task]) -> Result:
             try:
                 for task in tasks:
                     turn = number % len(task.entries)
-                    for entry in task.entries[turn:] + task.entries[:turn]:
-                        progress(f"{where}: {task.title}: {entry.name}")
-                        command = entry.command.format(s=options.seconds)
-                        sample: dict[str, Any] | None = None
-                        try:
-                            sample = pairs[entry.peer].measure(command, options.seconds)
-                        except PeerFailed as failure:
-                            result.failures.append(f"{where}, {task.name}: {failure}")
-                            pairs[entry.peer].end()
-                            pairs |= peers.start([entry.peer], transport)
-                        key = (transport, task.name, entry.name)
-                        result.samples.setdefault(key, []).append(sample)
+                    entries = task.entries[turn:] + task.entries[:turn]
+                    while True:
+                        if time.monotonic() < patient_until:
+                            progress(f"{where}: {task.title}: waiting for a quiet machine")
+                            wait_until_quiet(patient_until)
+                        samples: dict[str, dict[str, Any] | None] = {}
+                        for entry in entries:
+                            progress(f"{where}: {task.title}: {entry.name}")
+                            command = entry.command.format(s=options.seconds)
+                            samples[entry.name] = None
+                            try:
+                                samples[entry.name] = pairs[entry.peer].measure(command, options.seconds)
+                            except PeerFailed as failure:
+                                result.failures.append(f"{where}, {task.name}: {failure}")
+                                pairs[entry.peer].end()
+                                pairs |= peers.start([entry.peer], transport)
+                        if time.monotonic() >= patient_until or not disturbed(samples.values()):
+                            break
+                        result.repeated += 1
+                    for name, sample in samples.items():
+                        result.samples.setdefault((transport, task.name, name), []).append(sample)
             finally:
                 for pair in pairs.values():
                     pair.end()
-        busy = others.busy()
-        if busy is not None:
-            result.others.append(busy)
     if options.soak:
         for transport in options.transports:
             progress(f"soak, {transport}: {options.soak} calls by 8 threads")
@@ -425,6 +260,11 @@ def run(options: argparse.Namespace, peers: Peers, tasks: list[Task]) -> Result:
                 pair.end()
     progress("")
     return result
+
+
+def disturbed(samples: Iterable[dict[str, Any] | None]) -> bool:
+    """Say whether others used the CPUs too much during one of ``samples``."""
+    return any(sample is not None and sample.get("others", 0.0) > MOST_OTHERS for sample in samples)
 
 
 def progress(text: str) -> None:
@@ -485,9 +325,6 @@ def goal_rows(result: Result, transports: list[str]) -> list[dict[str, Any]]:
     return rows
 
 
-MOST_OTHERS = 0.1
-"""CPUs that other processes may keep busy before the figures say little."""
-
 METRICS = {
     "p50_us": "p50 µs",
     "p99_us": "p99 µs",
@@ -506,13 +343,12 @@ def report(result: Result, tasks: list[Task], options: argparse.Namespace, known
         f"zmqcore {known['zmqcore'] or '(not installed)'} {known['commit']}\n"
         f"{options.rounds} rounds of {options.seconds} s, medians [quartiles]"
     )
-    others = spread(result.others)
-    if others is not None:
-        print(
-            f"Others kept {others[1]:.2f} CPUs busy (median of the rounds)"
-            + ("; MEASURE AGAIN on a quiet machine." if others[1] > MOST_OTHERS else ".")
-        )
-    print()
+    samples = [sample for samples in result.samples.values() for sample in samples]
+    bad = sum(disturbed([sample]) for sample in samples)
+    print(
+        f"{result.repeated} tasks were repeated because others used the CPUs; of the {len(samples)} "
+        f"measurements below {bad} were disturbed{' (see --patience)' if bad else ''}.\n"
+    )
     rows = []
     for task in tasks:
         for transport in options.transports:
@@ -566,7 +402,7 @@ def as_json(result: Result, tasks: list[Task], options: argparse.Namespace, know
                 for (transport, task, entry), samples in result.samples.items()
             ],
             "soaks": result.soaks,
-            "cpus_busy_with_others": result.others,
+            "repeated": result.repeated,
             "failures": result.failures,
         },
         indent=1,
@@ -607,6 +443,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--tasks", type=some_of(all_tasks), default=all_tasks, help=", ".join(all_tasks))
     parser.add_argument("--only", type=some_of(all_peers), help="these peers only: " + ", ".join(all_peers))
     parser.add_argument("--transports", type=some_of(["tcp", "ipc"]), help="tcp, ipc (default: both)")
+    parser.add_argument(
+        "--patience",
+        type=float,
+        default=0,
+        metavar="S",
+        help="spend S seconds in all on waiting for a quiet "
+        "machine and on measuring again what others have disturbed",
+    )
     parser.add_argument("--spin", type=float, help="zmqcore's yield-spin in seconds (default: its own)")
     parser.add_argument(
         "--soak", type=int, default=0, metavar="N", help="then N calls by 8 threads on one client"
@@ -631,7 +475,7 @@ def main() -> int:
     tasks = chosen(options)
     with tempfile.TemporaryDirectory(prefix="zmqcore-bench-") as scratch:
         try:
-            peers = Peers(options, Path(scratch))
+            peers = Peers(Path(scratch), options.spin, options.libzmq)
             known = environment(peers)
             result = run(options, peers, tasks)
         except (PeerFailed, floor.NoFloor) as failure:
