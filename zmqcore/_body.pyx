@@ -565,7 +565,7 @@ cdef int pack_list(list value, Out* out, list buffers) except -1:
     if not open_container(out, size, size, 0x90, 0xDC):
         return 0
     for item in value:
-        if size == 0 or not pack(item, out, buffers):
+        if not pack(item, out, buffers):
             return 0
         size -= 1
     out.depth_left += 1
@@ -578,9 +578,7 @@ cdef int pack_dict(dict value, Out* out, list buffers) except -1:
         return 0
     if size:
         for key, item in value.items():
-            if size == 0 or not PyUnicode_CheckExact(key):
-                return 0
-            if not pack(key, out, buffers) or not pack(item, out, buffers):
+            if not PyUnicode_CheckExact(key) or not pack(key, out, buffers) or not pack(item, out, buffers):
                 return 0
             size -= 1
     out.depth_left += 1

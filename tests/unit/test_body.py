@@ -10,6 +10,7 @@ import math
 import struct
 import sys
 import threading
+import tracemalloc
 from collections import OrderedDict
 from typing import Any, NamedTuple
 
@@ -336,19 +337,42 @@ def test_what_only_decoding_can_refuse(body: bytes, match: str) -> None:
         Bare().decode(body, [])
 
 
-def test_bodies_longer_than_the_element_limit_are_scanned_first() -> None:
-    """1 MiB of empty maps would become 76 MB of dicts: refused without making one."""
-    body = b"\xdd" + struct.pack(">I", 1 << 20) + b"\x80" * (1 << 20)
-    made = sys.getallocatedblocks()
-    with pytest.raises(PayloadTooLarge, match="claims at least 1048577 elements, the limit is 1000000"):
-        Bare().decode(body, [])
-    assert sys.getallocatedblocks() - made < 1000
+@settings(deadline=None)
+@given(plain, st.data())
+def test_every_beginning_of_a_body_is_told_to_be_cut_short(value: Any, data: st.DataObject) -> None:
+    body = msgpack.packb(value)
+    cut = memoryview(body)[: data.draw(st.integers(0, len(body) - 1))]  # what is missing follows in memory
+    for refuse in (lambda: scan(cut, MAX_DEPTH, FAR), lambda: Bare().decode(cut, [])):
+        with pytest.raises(
+            ProtocolError, match=r"it ends|with only \d+ left|than there are bytes|within a length"
+        ):
+            refuse()
+    with pytest.raises(ProtocolError, match="1 surplus bytes"):
+        scan(body + b"\xc0", MAX_DEPTH, FAR)
+    with pytest.raises(ProtocolError, match="1 surplus bytes"):
+        Bare().decode(body + b"\xc0", [])
 
-    maps = b"\xdc\x01\x00" + b"\xdc\x10\x00" * 256  # many heads, each within the limit
-    with pytest.raises(PayloadTooLarge):
-        Bare(elements=5000, message_bytes=1 << 24).decode(
-            maps.replace(b"\xdc\x10\x00", b"\xdc\x10\x00" + b"\x80" * 4096), []
-        )
+
+def refused_within(size_bytes: int, body: bytes, error: type[Exception], codec: Bare) -> None:
+    """Decoding *body* raises *error*, and takes no more than *size_bytes* of memory at any time."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(error):
+            codec.decode(body, [])
+        assert tracemalloc.get_traced_memory()[1] < size_bytes
+    finally:
+        tracemalloc.stop()
+
+
+def test_what_is_refused_costs_no_memory() -> None:
+    # 1 MiB of empty maps would become 76 MB of dicts.
+    maps = b"\xdd" + struct.pack(">I", 1 << 20) + b"\x80" * (1 << 20)
+    refused_within(100_000, maps, PayloadTooLarge, Bare())
+    # The same behind many heads, none of which is over the limit.
+    maps = b"\xdc\x01\x00" + 256 * (b"\xdc\x10\x00" + b"\x80" * 4096)
+    refused_within(100_000, maps, PayloadTooLarge, Bare())
+    # Heads that claim what cannot follow, none of which is over the limit.
+    refused_within(100_000, b"\xdc\xff\xff" * 15, ProtocolError, Bare())
 
 
 @pytest.mark.parametrize("levels", [64, 65, MAX_DEPTH, MAX_DEPTH + 1, 100_000])
@@ -441,6 +465,7 @@ def test_decoding_leaks_no_references() -> None:
     key = "only in this test"
     good = msgpack.packb([{key: None, "b": [1.5, "x"]}] * 100)
     codec = Bare()
+    outgrows = [b"x" * 3000] * 20
 
     def work() -> None:
         for body in (good, good[:-1], good + b"\xc1", good[:-1] + b"\xc1"):
@@ -448,20 +473,26 @@ def test_decoding_leaks_no_references() -> None:
                 codec.decode(body, [])
             except ProtocolError:
                 pass
-        try:
-            codec.encode([b"x" * 5000, {key: object()}], [])
-        except Left:
-            pass
+        codec.encode(outgrows, [])
+        for left in ([outgrows, {key: object()}], [b"x" * 40_000, "\ud800"]):
+            try:
+                codec.encode(left, [])
+            except Left:
+                pass
 
-    work()
-    gc.collect()
-    references, blocks = sys.getrefcount(None), sys.getallocatedblocks()
-    for _ in range(200):
+    tracemalloc.start()
+    try:
         work()
-    gc.collect()
-    assert abs(sys.getallocatedblocks() - blocks) < 150
-    if sys.version_info < (3, 12):  # None is immortal from then on
-        assert abs(sys.getrefcount(None) - references) < 150
+        gc.collect()
+        before, references = tracemalloc.get_traced_memory()[0], sys.getrefcount(None)
+        for _ in range(200):
+            work()
+        gc.collect()
+        assert tracemalloc.get_traced_memory()[0] - before < 10_000
+        if sys.version_info < (3, 12):  # None is immortal from then on
+            assert abs(sys.getrefcount(None) - references) < 150
+    finally:
+        tracemalloc.stop()
 
 
 def test_the_body_is_released_also_after_an_error() -> None:
