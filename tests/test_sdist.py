@@ -20,7 +20,7 @@ FILES = ("setup.py", "pyproject.toml", "MANIFEST.in", "Makefile", "LICENSE", "RE
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the sources, as packaging writes beside them; with the generated C, to save generating it."""
     copy = tmp_path_factory.mktemp("sdist") / "tree"
-    junk = shutil.ignore_patterns("__pycache__", "*.so", "*.egg-info", ".*")
+    junk = shutil.ignore_patterns("__pycache__", "*.so", ".*")
     for name in (*SHIPPED, "build/cython"):
         if (ROOT / name).is_dir():
             shutil.copytree(ROOT / name, copy / name, ignore=junk)
@@ -33,8 +33,10 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "zmqcore/_frame.so",
         "zmqcore/__pycache__/x.pyc",
         "tests/__pycache__/x.pyc",
+        "bench/.mypy_cache/3.11/x.json",
+        "tests/unit/.hypothesis/x",
     ):
-        (copy / name).parent.mkdir(exist_ok=True)
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
         (copy / name).write_bytes(b"")
     return copy
 
@@ -71,7 +73,7 @@ def test_sdist_has_every_source_and_nothing_generated(tree: Path, tmp_path: Path
     ours_by_hand = {name for name in files if name.startswith("bench/") and name.endswith(".c")}
     generated = {name for name in files if name.endswith((".c", ".so", ".pyc", ".o"))} - ours_by_hand
     assert generated == set()
-    assert not any(name.startswith(("build/", ".")) for name in files)
+    assert [name for name in files if name.startswith(("build/", ".")) or "/." in name] == []
 
 
 def test_wheel_has_stubs_and_declarations_and_no_source_of_compiled_modules(
