@@ -197,22 +197,27 @@ cdef class Envelope:
         cdef zc_msg_t message
         cdef Header header
         cdef Envelope envelope = None
-        cdef const unsigned char[::1] view
+        cdef Py_buffer view
+        cdef size_t size
         cdef const char *problem
         cdef list buffers = []
         if not parts:
             raise errors.ProtocolError("an envelope has at least one message part, not none")
         for part in parts:
-            view = part
-            if libzmq.msg_init_size(&message, view.shape[0]) != 0:
-                raise MemoryError()
-            if view.shape[0]:
-                memcpy(libzmq.msg_data(&message), &view[0], view.shape[0])
+            PyObject_GetBuffer(part, &view, PyBUF_SIMPLE)
+            try:
+                if libzmq.msg_init_size(&message, view.len) != 0:
+                    raise MemoryError()
+                if view.len:
+                    memcpy(libzmq.msg_data(&message), view.buf, view.len)
+            finally:
+                PyBuffer_Release(&view)
             try:
                 if envelope is None:
-                    problem = parse_header(<const unsigned char *>libzmq.msg_data(&message), view.shape[0], &header)
+                    size = libzmq.msg_size(&message)
+                    problem = parse_header(<const unsigned char *>libzmq.msg_data(&message), size, &header)
                     if problem != NULL:
-                        raise errors.ProtocolError(f"message part of {view.shape[0]} bytes is {problem.decode()}")
+                        raise errors.ProtocolError(f"message part of {size} bytes is {problem.decode()}")
                     envelope = envelope_take(&message, &header)
                 else:
                     buffers.append(part_take(&message))
@@ -228,8 +233,8 @@ cdef class Envelope:
 
     @property
     def kind(self) -> str:
-        """What the envelope is: a key of :data:`KINDS`."""
-        return _KIND_NAMES[self.header.kind]
+        """What the envelope is: a key of :data:`KINDS`; "" for one that was not received."""
+        return _KIND_NAMES.get(self.header.kind, "")
 
     @property
     def flags(self) -> int:
@@ -363,6 +368,8 @@ cdef int parcel_pack(
     parcel.parts = NULL
     parcel.n_parts = 0
     if buffers is not None:
+        # A copy: releasing earlier buffers may run code that changes the caller's list.
+        buffers = tuple(buffers)
         n_buffers = len(buffers)
         if n_buffers > max_buffers or n_buffers > 0xFFFF:
             raise errors.PayloadTooLarge(
@@ -383,7 +390,9 @@ cdef int parcel_pack(
         body_bytes = body_view.len
     try:
         size = <size_t>HEADER_BYTES + topic_bytes + method_bytes + metadata_bytes + body_bytes
-        if size > max_bytes or body_bytes > 0xFFFFFFFF:
+        if body_bytes > 0xFFFFFFFF:
+            raise errors.PayloadTooLarge(f"body of {body_bytes} bytes; the limit is 4294967295")
+        if size > max_bytes:
             raise errors.PayloadTooLarge(f"message of {size} bytes; the limit is {max_bytes}")
         if libzmq.msg_init_size(&parcel.head, size) != 0:
             raise MemoryError(f"no memory for a message of {size} bytes")
