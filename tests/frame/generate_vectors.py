@@ -1,8 +1,8 @@
 """Write the test vectors of the wire format: ``python tests/frame/generate_vectors.py``.
 
 With ``--check`` it only compares. This is a second implementation of ``docs/reference/protocol.md``, as
-small as one can be: it packs with ``struct`` and plain MessagePack and uses nothing of zmqcore. The tests hold
-zmqcore against what it writes.
+small as one can be: it packs with ``struct`` and plain MessagePack and uses nothing of zmqcore. The tests
+hold zmqcore against what it writes.
 """
 
 from __future__ import annotations
