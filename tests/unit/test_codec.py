@@ -228,7 +228,7 @@ def test_an_array_of_a_platform_with_other_sizes() -> None:
 
 def test_arrays_of_characters_are_refused() -> None:
     with pytest.raises(BadArguments, match="tounicode"):
-        sent(array.array("u", "abc"))
+        sent(array.array("w" if sys.version_info >= (3, 13) else "u", "abc"))
 
 
 @pytest.mark.parametrize(
