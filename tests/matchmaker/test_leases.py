@@ -30,13 +30,19 @@ def backend(request: pytest.FixtureRequest, clock: Clock, directory: Path) -> Ca
     return lambda: MemoryBackend(first._registry and "leases", clock)
 
 
+def _hung(backend: Backend, clock: Clock) -> Matchmaker:
+    """One whose thread gets no turn, so that it renews only when the test says so."""
+    matchmaker = Matchmaker("test://", backend, clock)
+    matchmaker._session._run_thread = lambda: None  # type: ignore[method-assign]
+    return matchmaker
+
+
 def _servers(membership: Membership) -> list[str]:
     return [member.server for member in membership.members]
 
 
 def test_who_does_not_renew_goes(backend: Callable[[], Backend], clock: Clock, member: Make) -> None:
-    # Never given a turn, as if it hung: its thread would wait 3 seconds of real time for its first renewal.
-    hung = Matchmaker("test://", backend(), clock)
+    hung = _hung(backend(), clock)
     reader = Matchmaker("test://", backend(), clock)
     lease = hung.register(member("a"), ttl=9.0)
     before = reader.members("inventory")
@@ -61,7 +67,7 @@ def test_who_does_not_renew_goes(backend: Callable[[], Backend], clock: Clock, m
 def test_renewals_come_at_a_third_and_change_no_epoch(
     backend: Callable[[], Backend], clock: Clock, member: Make
 ) -> None:
-    matchmaker = Matchmaker("test://", backend(), clock)
+    matchmaker = _hung(backend(), clock)
     reader = Matchmaker("test://", backend(), clock)
     matchmaker.register(member("a"), ttl=9.0)
     before = reader.members("inventory")
@@ -74,7 +80,7 @@ def test_renewals_come_at_a_third_and_change_no_epoch(
 
 
 def test_a_watch_hears_of_it(backend: Callable[[], Backend], clock: Clock, member: Make) -> None:
-    hung = Matchmaker("test://", backend(), clock)
+    hung = _hung(backend(), clock)
     watcher = Matchmaker("test://", backend(), clock)
     hung.register(member("a"), ttl=60.0)
     watch = watcher.watch("inventory")
