@@ -28,6 +28,13 @@ cdef class Waiter:
 cdef Waiter waiter_borrow()
 cdef int waiter_return(Waiter waiter) except -1
 
+cdef class OpenFds:
+    cdef int epoll_fd
+    cdef dict inodes
+    cdef int add(self, int fd) except -1
+    cdef bint is_open(self, int fd) except -1
+    cdef int close(self) noexcept
+
 cdef class SharedSocket:
     cdef readonly object socket         # owned: the pyzmq socket; None once closed
     cdef void *handle                   # borrowed from socket

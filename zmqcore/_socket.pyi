@@ -5,6 +5,9 @@ __all__ = ["generation", "waiters"]
 class Waiter:
     def __new__(cls) -> Waiter: ...
 
+class OpenFds:
+    def __new__(cls) -> OpenFds: ...
+
 class SharedSocket:
     socket: zmq.Socket[bytes] | None
     fd: int

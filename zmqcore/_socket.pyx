@@ -41,8 +41,32 @@ cdef extern from *:
     #include <time.h>
     #include <unistd.h>
     #ifdef __linux__
+    #include <sys/epoll.h>
     #include <sys/eventfd.h>
     #endif
+    #include <sys/stat.h>
+
+    /* Is a descriptor that was registered here still the same open file? Its number may have been given to another
+       one since. On Linux an epoll instance knows: an entry is the pair of number and open file, so that changing
+       it fails as soon as either is gone (epoll(7)). Elsewhere the inode tells: ZMQ_FD is a socket or a pipe. */
+    #ifdef __linux__
+    static int zc_fds_open(void) { return epoll_create1(EPOLL_CLOEXEC); }
+    static int zc_fds_ctl(int epoll_fd, int op, int fd) {
+        struct epoll_event event = {0};
+        event.data.fd = fd;
+        return epoll_ctl(epoll_fd, op, fd, &event);
+    }
+    static int zc_fds_add(int epoll_fd, int fd) { return zc_fds_ctl(epoll_fd, EPOLL_CTL_ADD, fd); }
+    static int zc_fds_has(int epoll_fd, int fd) { return zc_fds_ctl(epoll_fd, EPOLL_CTL_MOD, fd) == 0; }
+    #else
+    static int zc_fds_open(void) { return -2; }
+    static int zc_fds_add(int epoll_fd, int fd) { (void)epoll_fd; (void)fd; return 0; }
+    static int zc_fds_has(int epoll_fd, int fd) { (void)epoll_fd; (void)fd; return 0; }
+    #endif
+    static uint64_t zc_inode(int fd) {
+        struct stat status;
+        return fstat(fd, &status) == 0 ? (uint64_t)status.st_ino + 1 : 0;
+    }
 
     static inline int64_t zc_now_ns(void) {
         struct timespec t;
@@ -123,6 +147,10 @@ cdef extern from *:
         return n;
     }
     """
+    int zc_fds_open() noexcept nogil
+    int zc_fds_add(int epoll_fd, int fd) noexcept nogil
+    int zc_fds_has(int epoll_fd, int fd) noexcept nogil
+    uint64_t zc_inode(int fd) noexcept nogil
     int64_t zc_now_ns() noexcept nogil
     int zc_wake_open(int *, int *) noexcept nogil
     void zc_wake_close(int, int) noexcept nogil
@@ -249,6 +277,48 @@ cdef int waiter_return(Waiter waiter) except -1:
 def waiters() -> dict[str, int]:
     """Return how many eventfds for waiting threads are open, and how many of them are idle."""
     return {"open": _open_waiters, "idle": len(_idle_waiters)}
+
+
+@cython.final
+cdef class OpenFds:
+    """Tell whether descriptors that libzmq closes in its own time are still open. Not thread-safe.
+
+    zmq_close(3) returns at once; the socket and its connections go when libzmq's threads get to it. ZMQ_FD is the last
+    descriptor to go: when it has, so have the connections'.
+    """
+
+    def __cinit__(self):
+        self.epoll_fd = zc_fds_open()
+        if self.epoll_fd == -1:
+            raise_errno(errno, "cannot open an epoll instance")
+        self.inodes = {}
+
+    def __dealloc__(self):
+        self.close()
+
+    cdef int add(self, int fd) except -1:
+        """Remember ``fd``, which is open now."""
+        if self.epoll_fd >= 0:
+            if zc_fds_add(self.epoll_fd, fd) != 0:
+                raise_errno(errno, f"cannot watch descriptor {fd}")
+        else:
+            self.inodes[fd] = zc_inode(fd)
+        return 0
+
+    cdef bint is_open(self, int fd) except -1:
+        """Whether ``fd``, once added, is still the same open file."""
+        if self.epoll_fd >= 0:
+            return zc_fds_has(self.epoll_fd, fd)
+        if self.inodes.get(fd) == zc_inode(fd):
+            return True
+        self.inodes.pop(fd, None)
+        return False
+
+    cdef int close(self) noexcept:
+        if self.epoll_fd >= 0:
+            zc_wake_close(self.epoll_fd, -1)
+            self.epoll_fd = -2
+        return 0
 
 
 # -- the socket ---------------------------------------------------------------------------------------------
