@@ -45,6 +45,7 @@ LAYERS["node"] = [
     *VALUES,
     "codec",
     "matchmaker",
+    "attendant",
     "_libzmq",
     "_frame",
     "_socket",
