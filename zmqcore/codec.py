@@ -75,7 +75,7 @@ from functools import lru_cache
 from types import NoneType
 from typing import Any, Protocol, runtime_checkable
 
-from msgpack import ExtType, Packer, Timestamp  # type: ignore[import-untyped]  # it ships no stubs
+from msgpack import ExtType, Packer, Timestamp
 
 from zmqcore._body import EXT_BUFFER, MAX_DEPTH, BodyCodec, Buffers, Unpackable, lift
 from zmqcore.errors import BadArguments, PayloadTooLarge, ProtocolError, ZmqcoreError
@@ -95,8 +95,9 @@ _ARRAY_HEAD = struct.Struct("<BB")
 _ARRAY_CODES = "bBhHiIlLqQfd"
 # NumPy's own limit since 2.0 (before, it is 32, and NumPy itself refuses).
 _MAX_NDIM = 64
+# The group is the size.
 _DTYPE = re.compile(
-    r"(?:\|b1|[<|][iu]1|<[iu][248]|<f[248]|<c(?:8|16)|\|[SV]\d{1,9}|<U\d{1,9}"
+    r"(?=..(\d+))(?:\|b1|[<|][iu]1|<[iu][248]|<f[248]|<c(?:8|16)|\|[SV]\d{1,9}|<U\d{1,9}"
     r"|<[mM]8(?:\[\d{0,9}(?:Y|M|W|D|h|m|s|ms|us|ns|ps|fs|as)\])?)"
 )
 # dtypes that memoryview can show as they are, for a receiver without NumPy.
@@ -306,21 +307,29 @@ class _Hook:
     def _ndarray(self, value: Any, numpy: Any) -> ExtType:
         if type(value) is not numpy.ndarray and type(value) is not numpy.memmap:
             raise Unpackable(value, "subclasses of ndarray would lose what they add; send numpy.asarray(it)")
-        dtype = value.dtype
-        if dtype.str[0] == ">":
-            dtype = dtype.newbyteorder("<")
-        if dtype.fields is not None or not _DTYPE.fullmatch(dtype.str):
+        dtype, name = _wire_dtype(value.dtype)
+        if dtype is None:
             raise Unpackable(
                 value,
                 f"arrays of dtype {value.dtype} are not carried (plain numbers, times, bytes and text are)",
             )
-        name = dtype.str.encode()
-        head = bytes((len(name),)) + name + struct.pack(f"<B{value.ndim}Q", value.ndim, *value.shape)
-        value = value.astype(dtype, order="C", copy=False)
+        head = name + struct.pack(f"<B{value.ndim}Q", value.ndim, *value.shape)
+        if dtype is not value.dtype or not value.flags.c_contiguous:
+            value = value.astype(dtype, order="C", copy=False)
         if value.nbytes >= self.inline_bytes:
             # As bytes: NumPy exports no buffer of times.
             return self._out_of_band(memoryview(value.reshape(-1).view(numpy.uint8)), EXT_NDARRAY_OUT, head)
         return ExtType(EXT_NDARRAY, head + value.tobytes())
+
+
+@lru_cache(maxsize=256)
+def _wire_dtype(dtype: Any) -> tuple[Any, bytes]:
+    """Return the dtype that arrays of *dtype* travel in, or None, and its name behind its length."""
+    wire = dtype.newbyteorder("<") if dtype.str[0] == ">" else dtype
+    if wire.fields is not None or not _DTYPE.fullmatch(wire.str):
+        return None, b""
+    name = wire.str.encode()
+    return wire, bytes((len(name),)) + name
 
 
 _KNOWN_TYPES = (
@@ -456,14 +465,21 @@ def _ndarray_head(data: bytes) -> tuple[str, tuple[int, ...], int]:
     length = data[0]
     dtype = data[1 : 1 + length].decode("ascii")
     ndim = data[1 + length]
-    if not _DTYPE.fullmatch(dtype) or ndim > _MAX_NDIM:
-        raise ValueError(f"an ndarray of dtype {dtype!r} and {ndim} dimensions")
+    if ndim > _MAX_NDIM:
+        raise ValueError(f"an ndarray of {ndim} dimensions")
     return dtype, struct.unpack_from(f"<{ndim}Q", data, 2 + length), 2 + length + 8 * ndim
 
 
+@lru_cache(maxsize=256)
+def _item_bytes(dtype: str) -> int:
+    match = _DTYPE.fullmatch(dtype)
+    if match is None:
+        raise ValueError(f"an ndarray of dtype {dtype!r}")
+    return int(match[1]) * (4 if dtype[1] == "U" else 1)
+
+
 def _ndarray(dtype: str, shape: tuple[int, ...], raw: memoryview) -> Any:
-    digits = re.match(r"\d+", dtype[2:])
-    itemsize = int(digits[0]) * (4 if dtype[1] == "U" else 1) if digits else 0
+    itemsize = _item_bytes(dtype)
     if math.prod(shape) * itemsize != raw.nbytes:
         raise ValueError(f"an ndarray of shape {shape} and items of {itemsize} bytes in {raw.nbytes} bytes")
     numpy = _numpy()
