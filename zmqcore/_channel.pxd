@@ -60,10 +60,15 @@ cdef class Channel:
     cdef Py_ssize_t inside      # threads between waiting and leaving; the last one out closes a closed socket
     cdef object attention       # called with the channel when a Pending has nobody who waits for it; or None
     cdef bint attended
+    cdef object on_clean        # called with the channel once it is clean or lost; set by retire()
+    cdef int64_t drain_deadline
+    cdef int64_t last_heard     # when anything came last
+    cdef bint suspect           # a call has expired and nothing at all has come since it was sent
 
     cdef uint64_t n_calls, n_casts, n_replies, n_late, n_garbage, n_timeouts, n_lost, n_window_waits, n_received_bytes
 
     cdef int _check(self) except -1
+    cdef bint is_clean(self) noexcept
     cdef Pending _start(
         self, int kind, bytes topic, str method, body, list buffers, bytes metadata, int codec, int64_t deadline,
         object callback, bint expects_reply, bint carries_deadline=*)
@@ -89,4 +94,5 @@ cdef class Channel:
     cdef int _lose(self, str reason) except -1
     cdef int _end_all(self, int outcome) except -1
     cdef int _abandon(self, Pending pending) except -1
+    cdef int _expire(self, Pending pending) except -1
     cdef Envelope _result(self, Pending pending)

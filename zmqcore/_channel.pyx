@@ -264,13 +264,35 @@ cdef class Channel:
                     return min((next_deadline - now) / 1e9, 3600.0)
                 heapq.heappop(self.expiring)
                 if pending is not None:
-                    del self.pending[number]
-                    self.n_timeouts += 1
-                    self._finish(pending, OUTCOME_EXPIRED)
+                    self._expire(pending)
+            if self.on_clean is not None:
+                if now >= self.drain_deadline:
+                    self._lose("it was retired and its peer has not acknowledged what was sent")
+                elif not self.is_clean():
+                    return min((self.drain_deadline - now) / 1e9, 3600.0)
             self.attended = False
             return None
         finally:
             self._unlock()
+
+    def retire(self, on_clean, timeout: float = 5.0) -> None:
+        """Have ``on_clean(channel)`` called once nothing is outstanding any more, possibly at once.
+
+        What is still unacknowledged after ``timeout`` seconds is lost, and so is the channel then.
+        """
+        cdef bint attend = False
+        self.shared.lock.acquire()
+        try:
+            self._drain()
+            self.on_clean = on_clean
+            self.drain_deadline = deadline_after(timeout)
+            if self.state <= STATE_OPEN and not self.is_clean():
+                attend = not self.attended
+                self.attended = True
+        finally:
+            self._unlock()
+        if attend and self.attention is not None:
+            self.attention(self)
 
     def close(self) -> None:
         """Close the socket; everything outstanding ends with Closed. Twice is fine.
@@ -303,7 +325,15 @@ cdef class Channel:
     @property
     def clean(self) -> bool:
         """Whether nothing is outstanding: everything sent has been acknowledged, and answered if it was a call."""
-        return not self.pending and not self.senders and self.acked_id == self.sent_id
+        return self.is_clean()
+
+    cdef bint is_clean(self) noexcept:
+        return self.acked_id == self.sent_id and not self.pending and not self.senders
+
+    @property
+    def silent(self) -> bool:
+        """Whether a call has expired and nothing at all has come since it was sent: the channel may be dead."""
+        return self.suspect
 
     @property
     def led(self) -> bool:
@@ -585,8 +615,11 @@ cdef class Channel:
         """Release the lock; then do what must not happen under it: callbacks, and closing the socket."""
         cdef bint close_now = self.state >= STATE_LOST and self.inside == 0 and self.shared.handle != NULL
         cdef list finished = self.finished
+        on_clean = None
         if finished:
             self.finished = []
+        if self.on_clean is not None and (self.state > STATE_OPEN or self.is_clean()):
+            on_clean, self.on_clean = self.on_clean, None
         if close_now:
             # The state keeps all others from using the handle, and nobody waits on the fd.
             self.shared.handle = NULL
@@ -595,6 +628,8 @@ cdef class Channel:
             self.shared.close_socket()
         if finished:
             _run_callbacks(finished)
+        if on_clean is not None:
+            on_clean(self)
         return 0
 
     # -- receiving ---------------------------------------------------------------------------------------
@@ -628,6 +663,8 @@ cdef class Channel:
         cdef const char *problem = parse_header(<const unsigned char *>libzmq.msg_data(message), n_bytes, &header)
         cdef bint more = libzmq.msg_more(message)
         self.n_received_bytes += n_bytes
+        self.last_heard = now_ns()
+        self.suspect = False
         if problem != NULL or (not more and header.n_buffers != 0):
             self.n_garbage += 1
             while more:
@@ -724,12 +761,19 @@ cdef class Channel:
         """Nobody waits for ``pending`` any longer: its time is over, or the waiting thread was interrupted."""
         self.shared.lock.acquire()
         try:
-            if self.pending.pop(pending.id, None) is not None:
-                self.n_timeouts += 1
-                self._finish(pending, OUTCOME_EXPIRED)
+            if pending.outcome == OUTCOME_WAITING:
+                self._expire(pending)
         finally:
             self._unlock()
         return 0
+
+    cdef int _expire(self, Pending pending) except -1:
+        """``pending``'s time is over. If nothing has come since it was sent, the channel may be a dead one."""
+        self.pending.pop(pending.id, None)
+        self.n_timeouts += 1
+        if self.last_heard < pending.started:
+            self.suspect = True
+        return self._finish(pending, OUTCOME_EXPIRED)
 
     def _cancel(self, Pending pending not None) -> bool:
         self.shared.lock.acquire()
