@@ -219,7 +219,8 @@ def test_a_signal_while_it_analyses(shop: Shop, ended: Callable[[subprocess.Pope
     children = children_of(demo)
     # The worker is killed half way, so there are four left: calls are certainly in flight.
     wait_until(lambda: len(children_of(demo)) == 4 or demo.poll() is not None, "no worker was killed")
-    demo.send_signal(signal.SIGINT)
+    # To the whole group, as a terminal does.
+    os.killpg(demo.pid, signal.SIGINT)
     ran = ended(demo)
     assert ran.code == 130, ran.err
     assert "Traceback" not in ran.err
