@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import msgpack  # type: ignore[import-untyped]  # it ships no stubs
+import msgpack
 import zmq
 
 from zmqcore import Client, Node, Server, __version__, _libzmq, _pool
