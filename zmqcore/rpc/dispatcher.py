@@ -15,7 +15,7 @@ from zmqcore.codec import Codec
 from zmqcore.rpc import deadline, faults
 from zmqcore.topic import Topic
 
-__all__ = ["Dispatcher", "public_methods"]
+__all__ = ["Dispatcher", "public_methods", "signature_text"]
 
 _logger = logging.getLogger("zmqcore.server")
 
@@ -84,7 +84,7 @@ class Dispatcher:
         return self._methods
 
     def run(self, request: Request) -> None:
-        """Run one request and answer it. Never raises, but for what ends the process."""
+        """Run one request and answer it. Should it raise, give_up() tells the caller and the thread goes on."""
         envelope = request.envelope
         method = self._methods.get(envelope.method)
         if method is None or envelope.topic not in self._topics or envelope.codec != self._codec_id:
@@ -118,6 +118,17 @@ class Dispatcher:
         finally:
             if token is not None:
                 deadline.current.reset(token)
+
+    def give_up(self, request: Request, exc: Exception) -> None:
+        """run() itself has raised ``exc``, which is a fault of ours: tell the caller. Never raises."""
+        self.failed += 1
+        _logger.error("%r could not be handled", request, exc_info=exc)
+        if request.wants_reply:
+            try:
+                problem = f"{request.method}: the server failed with {type(exc).__name__}; its log says more"
+                self._error(request, faults.describe("internal", problem))
+            except Exception:
+                _logger.exception("%r could not be answered", request)
 
     def _reply(self, request: Request, result: Any) -> None:
         buffers: list[Any] = []
@@ -198,10 +209,18 @@ def _misfit(method: Callable[..., Any], args: list[Any], kwargs: dict[str, Any])
     """Return why the arguments do not fit the method's signature; None if they do or nobody can tell."""
     try:
         signature = inspect.signature(method)
-    except (TypeError, ValueError):
+    except Exception:  # noqa: BLE001 - __signature__ may be anything
         return None
     try:
         signature.bind(*args, **kwargs)
     except TypeError as exc:
-        return f"{exc}; its signature is {signature}"
+        return f"{exc}; its signature is {signature_text(method)}"
     return None
+
+
+def signature_text(method: Callable[..., Any]) -> str:
+    """Return a method's signature as text, ``(…)`` if it has none that can be shown."""
+    try:
+        return str(inspect.signature(method))
+    except Exception:  # noqa: BLE001 - __signature__ and the repr of a default may be anything
+        return "(…)"

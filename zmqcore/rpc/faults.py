@@ -26,6 +26,7 @@ _CODES: dict[str, type[errors.ZmqcoreError]] = {
     "too_large": errors.PayloadTooLarge,
     "protocol": errors.ProtocolError,
     "closed": errors.Closed,
+    "internal": errors.InternalError,
 }
 
 _PORT_REFUSALS = {"PayloadTooLarge": errors.PayloadTooLarge, "ProtocolError": errors.ProtocolError}
@@ -45,7 +46,7 @@ def raised_by(exc: BaseException, *, skip: int = 1) -> dict[str, str]:
     if isinstance(exc, errors.RemoteError):
         message = f"{exc.type}: {exc.message}"
     else:
-        message = str(exc)
+        message = _text_of(exc)
     cls = type(exc)
     name = cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
     text = "".join(traceback.format_exception(cls, exc, trace))
@@ -53,6 +54,13 @@ def raised_by(exc: BaseException, *, skip: int = 1) -> dict[str, str]:
     return {key: value.encode("utf-8", "backslashreplace").decode() for key, value in {
         "code": "raised", "type": name, "message": message, "traceback": text,
     }.items()}  # fmt: skip
+
+
+def _text_of(exc: BaseException) -> str:
+    try:
+        return str(exc)
+    except BaseException:  # noqa: BLE001 - the exception is the user's, and so is its __str__
+        return f"<str() of this {type(exc).__name__} failed>"
 
 
 def to_exception(envelope: Envelope, codec: Codec, endpoint: str) -> errors.ZmqcoreError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import os
 import socket
@@ -19,7 +18,7 @@ from zmqcore._port import Port, Request
 from zmqcore._version import __version__
 from zmqcore.matchmaker import Lease, Member
 from zmqcore.node import Node, default_node
-from zmqcore.rpc.dispatcher import Dispatcher, public_methods
+from zmqcore.rpc.dispatcher import Dispatcher, public_methods, signature_text
 from zmqcore.topic import Topic
 
 __all__ = ["Server"]
@@ -84,7 +83,7 @@ class Server:
         return {
             "zmqcore.ping": self._ping,
             "zmqcore.stats": self.stats,
-            "zmqcore.methods": lambda: {name: _signature(method) for name, method in sorted(methods.items())},
+            "zmqcore.methods": lambda: {name: signature_text(method) for name, method in sorted(methods.items())},
         }
 
     def _ping(self) -> dict[str, Any]:
@@ -218,19 +217,13 @@ class Server:
         return f"<Server {self.topic} {state}>"
 
 
-def _signature(method: Callable[..., Any]) -> str:
-    try:
-        return str(inspect.signature(method))
-    except (TypeError, ValueError):
-        return "(…)"
-
-
 class _Receiver:
     """The threads of a running server: one that receives, and ``workers`` that run handlers."""
 
     def __init__(self, port: Port, dispatcher: Dispatcher, workers: int, queue_size: int, name: str) -> None:
         self._port = port
         self._run = dispatcher.run
+        self._give_up = dispatcher.give_up
         self._queue: SimpleQueue[Request | None] = SimpleQueue()
         self._queue_size = queue_size
         self._room = threading.Event()
@@ -298,7 +291,10 @@ class _Receiver:
             for request in batch:
                 if self._discard:
                     return
-                run(request)
+                try:
+                    run(request)
+                except Exception as exc:  # noqa: BLE001 - give_up() logs it
+                    self._give_up(request, exc)
 
     def _receive_and_queue(self) -> None:
         put, size, limit = self._queue.put, self._queue.qsize, self._queue_size
@@ -324,4 +320,7 @@ class _Receiver:
             if size() <= low and not self._room.is_set():
                 self._room.set()
             if not self._discard:
-                run(request)
+                try:
+                    run(request)
+                except Exception as exc:  # noqa: BLE001 - give_up() logs it
+                    self._give_up(request, exc)
