@@ -560,6 +560,7 @@ cdef class Port:
             self.shared.handle = NULL
         self.shared.lock.release()
         if close_now:
+            self.waiter = None      # its eventfd goes too, however long somebody keeps the port or a request
             socket, self.shared.socket = self.shared.socket, None
             socket.close()
         return 0
