@@ -6,8 +6,8 @@ the *leader*: it polls the socket, takes what comes and hands replies that belon
 *followers*, parked until their reply has come or until they are promoted, because the leader has left with its own.
 
 A channel lives as long as one connection. When the connection breaks (libzmq takes the pipe away, POLLOUT clears and
-the fd wakes: no monitor is needed) everything outstanding fails with PeerLost and the channel is *lost*; the pool
-makes a fresh one. Should libzmq reconnect before anybody has looked, the port's hello tells: it names the first
+the fd wakes: no monitor is needed) everything outstanding fails with PeerLost and the channel is *lost*; its owner
+closes it, and the pool makes a fresh one. Should libzmq reconnect before anybody has looked, the port's hello tells: it names the first
 message it has seen, and everything before that was lost.
 
 The window: the port acknowledges what it has taken, cumulatively. At most ``window_messages`` and ``window_bytes``
@@ -36,8 +36,8 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from zmqcore._frame cimport (
     FLAG_FLOW, KIND_ACK, KIND_CALL, KIND_ERROR, KIND_GOODBYE, KIND_HELLO, KIND_PING, KIND_PONG,
-    KIND_REPLY, NO_DEADLINE, Envelope, Header, Parcel, envelope_take, parcel_close, parcel_pack, parcel_set_id,
-    parcel_set_remaining, parse_header, part_take, release_sent_buffers,
+    KIND_REPLY, NO_DEADLINE, Envelope, Header, Parcel, envelope_take, parcel_close, parcel_pack, parcel_send,
+    parcel_set_id, parcel_set_remaining, parse_header, part_take, release_sent_buffers,
 )
 from zmqcore._libzmq cimport libzmq, raise_errno, zc_msg_t
 from zmqcore._socket cimport (
@@ -294,6 +294,20 @@ cdef class Channel:
         if attend and self.attention is not None:
             self.attention(self)
 
+    def look(self) -> None:
+        """Take what has come and notice what has become of the connection; never block."""
+        self._check()
+        self.shared.lock.acquire()
+        try:
+            self._drain()
+        finally:
+            self._unlock()
+
+    def settle(self) -> bool:
+        """look(), and return whether nothing is outstanding: all is acknowledged and answered, or lost."""
+        self.look()
+        return self.is_clean()
+
     def close(self) -> None:
         """Close the socket; everything outstanding ends with Closed. Twice is fine.
 
@@ -447,7 +461,7 @@ cdef class Channel:
         parcel_set_id(parcel, self.sent_id + 1)
         if carries_deadline:
             parcel_set_remaining(parcel, remaining_ms(deadline))
-        code = self.shared.send(parcel)
+        code = parcel_send(parcel, self.shared.handle)
         if code != 0:
             if code != EAGAIN:
                 raise_errno(code, f"cannot send to {self.endpoint}")
@@ -613,7 +627,7 @@ cdef class Channel:
 
     cdef int _unlock(self) except -1:
         """Release the lock; then do what must not happen under it: callbacks, and closing the socket."""
-        cdef bint close_now = self.state >= STATE_LOST and self.inside == 0 and self.shared.handle != NULL
+        cdef bint close_now = self.state == STATE_CLOSED and self.inside == 0 and self.shared.handle != NULL
         cdef list finished = self.finished
         on_clean = None
         if finished:

@@ -4,24 +4,82 @@ cimport cython
 from libc.stdint cimport int64_t, uint64_t
 
 from zmqcore._channel cimport Channel
+from zmqcore._socket cimport OpenFds, Waiter
+
+cdef enum Stage:
+    STAGE_CONNECTING = 0        # reserved: the channel is being made or connected
+    STAGE_OPEN = 1
+    STAGE_DRAINING = 2          # evicted or retired; closes once nothing is outstanding
+    STAGE_CLOSING = 3           # closed by us, not yet by libzmq: its descriptors still count
+    STAGE_GONE = 4
 
 cdef class Slot:
-    cdef readonly Channel channel
+    cdef readonly str endpoint
+    cdef readonly Channel channel   # None until it has been made
     cdef Py_ssize_t users
-    cdef int64_t last_used
+    cdef int stage
+    cdef bint persistent, protected
+    cdef Ring ring                  # the ring of idle slots it stands in; None while in use
+    cdef Slot before, behind        # its neighbours there
+    cdef int64_t created, last_used, made_ns
+    cdef double uses                # decays by half with every idle_ttl
+    cdef double jitter              # 0.9 to 1.0: its share of idle_ttl and max_lifetime
+    cdef uint64_t opened_before     # the pool's count of openings when it was opened
+    cdef int fd
+
+cdef class Ring:
+    cdef Slot anchor                # anchor.behind is the least recently used, anchor.before the most recently
+    cdef Py_ssize_t length
+    cdef int push(self, Slot slot) except -1
+    cdef int remove(self, Slot slot) except -1
+
+cdef class Turn:
+    cdef Waiter waiter
+    cdef Slot slot                  # granted: the place to open a channel in
+    cdef bint awake                 # look again
+
+cdef class Table:
+    # All that a fork leaves behind.
+    cdef cython.pymutex lock
+    cdef dict slots                 # endpoint -> list of its slots that are connecting or open
+    cdef Ring probation, protected  # idle slots: used once, and used again
+    cdef list draining, closing
+    cdef dict queue                 # endpoint -> list of Turns, in order of arrival
+    cdef dict making                # endpoint -> list of Turns that wait for a slot that is being made
+    cdef Py_ssize_t waiting
+    cdef Py_ssize_t total           # every slot that is not gone; never above max_sockets
+    cdef Py_ssize_t in_use
+    cdef dict failures              # endpoint -> _Failure
+    cdef OpenFds fds
+    cdef bint closed
+    cdef bint maintained            # somebody calls maintain()
 
 cdef class ChannelPool:
-    cdef dict slots             # endpoint -> Slot, least recently used first
-    cdef cython.pymutex lock    # guards the table and the counters; never held while a socket is opened or closed
-    cdef object connect         # makes a channel to an endpoint
-    cdef object probe           # says why an endpoint cannot be reached
-    cdef object room            # threading.Condition: signalled when a slot is freed
-    cdef readonly Py_ssize_t max_sockets
-    cdef Py_ssize_t reserved    # channels that are being made
-    cdef int64_t idle_ttl_ns, max_lifetime_ns, connect_timeout_ns
-    cdef bint closed
-    cdef uint64_t generation
-    cdef uint64_t n_opened, n_reused, n_evicted, n_expired, n_lost, n_waits, n_unreachable
-    cdef int _check(self) except -1
+    cdef object __weakref__
+    cdef Table table
+    cdef object connect, probe, maintenance, clock
+    cdef readonly Py_ssize_t max_sockets, max_sockets_per_endpoint, max_waiting
+    cdef Py_ssize_t max_protected, batch
+    cdef double idle_ttl_ns
+    cdef int64_t max_lifetime_ns, connect_timeout_ns, acquire_timeout_ns, drain_timeout_ns
+    cdef set pinned
+    cdef uint64_t n_opened, n_reused, n_waits, n_timeouts, n_refused, n_unreachable, n_negative_hits
+    cdef uint64_t n_evicted_clean, n_evicted_draining, n_expired_idle, n_expired_lifetime
+    cdef uint64_t n_lost, n_goodbye, n_silent, n_drained, n_drain_lost
+    cdef list wait_histogram
+
+    cdef int64_t now(self) except -1
+    cdef double _ttl_ns(self, Slot slot) except -1
+    cdef Slot _find(self, Table table, str endpoint)
+    cdef int _use(self, Table table, Slot slot) except -1
+    cdef Slot _reserve(self, Table table, str endpoint)
+    cdef int _forget(self, Table table, Slot slot, int stage) except -1
+    cdef int _park(self, Table table, Slot slot) except -1
+    cdef int _reap(self, Table table) except -1
+    cdef int _grant(self, Table table) except -1
+    cdef int _wake_head(self, Table table) except -1
+    cdef list _victims(self, Table table)
+    cdef Slot _least_missed(self, Ring ring)
+    cdef int _pump(self) except -1
     cpdef Channel acquire_open(self, str endpoint)
     cpdef release(self, Channel channel)

@@ -541,7 +541,7 @@ cdef class Port:
                 libzmq.msg_init(&part)
                 libzmq.msg_send(&part, self.shared.handle, ZMQ_DONTWAIT | ZMQ_SNDMORE)
             self.n_sent_bytes += parcel.n_bytes
-            code = self.shared.send(parcel)
+            code = parcel_send(parcel, self.shared.handle)
             if code != 0 and code != EAGAIN and code != EHOSTUNREACH:
                 raise_errno(code, "cannot send")
             peer.unacked = peer.unacked_one_way = peer.unacked_bytes = 0

@@ -3,7 +3,6 @@
 cimport cython
 from libc.stdint cimport int64_t, uint64_t
 
-from zmqcore._frame cimport Parcel
 from zmqcore._libzmq cimport zc_msg_t
 
 cdef enum:
@@ -49,7 +48,6 @@ cdef class SharedSocket:
     cdef int check(self, object what) except -1
     cdef int read_events(self) except -1
     cdef int receive(self, zc_msg_t *message) except -1
-    cdef int send(self, Parcel *parcel) noexcept
     cdef int64_t spin_budget(self) noexcept
     cdef int spin_result(self, int64_t budget, bint paid) noexcept
     cdef int close_socket(self) except -1

@@ -24,12 +24,11 @@ from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport INT64_MAX, int64_t, uint64_t
 
-from zmqcore._frame cimport Parcel, parcel_send
 from zmqcore._libzmq cimport (
     ZMQ_DONTWAIT, ZMQ_EVENTS, ZMQ_FD, ZMQ_POLLIN, ZMQ_POLLOUT, libzmq, raise_errno, zc_msg_t,
 )
 
-from zmqcore import _frame, errors  # noqa: F401  (_frame fills the function table)
+from zmqcore import _libzmq, errors  # noqa: F401  (_libzmq fills the function table)
 
 cdef extern from *:
     """
@@ -377,16 +376,6 @@ cdef class SharedSocket:
             if not self.readable:
                 return EAGAIN
         return 0
-
-    cdef int send(self, Parcel *parcel) noexcept:
-        """Send ``parcel`` without blocking; return 0 or libzmq's errno as parcel_send does. The lock is held.
-
-        If somebody waits on ``fd``, read_events() must follow.
-        """
-        cdef int code = parcel_send(parcel, self.handle)
-        while code == EINTR and parcel.header != NULL:
-            code = parcel_send(parcel, self.handle)
-        return code
 
     cdef int64_t spin_budget(self) noexcept:
         """Return for how many ns the next wait should spin: 0 when spinning has not paid lately."""

@@ -1,8 +1,8 @@
-"""The leader of last resort: one thread that attends to channels on which nobody waits.
+"""The one maintenance thread of a node, started when first needed.
 
-A call, and whoever waits for the result of a submitted one, drives its channel by itself. Only where requests are
-outstanding and nobody waits (callbacks, collect later) does this thread take the replies and keep the deadlines.
-It is started when first needed.
+A call, and whoever waits for the result of a submitted one, drives its channel by itself. Where requests are
+outstanding and nobody waits (callbacks, collect later) this thread is the leader of last resort: it takes the
+replies and keeps the deadlines. It also calls the pool's maintain(), so that expiry goes on without traffic.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import logging
 import os
 import select
 import threading
+import time
+import weakref
 from typing import Protocol
 
 from zmqcore import errors
@@ -33,73 +35,117 @@ class Attended(Protocol):
     def attend(self) -> float | None: ...
 
 
-class Attendant:
-    """Attend to channels until nothing submitted is outstanding on them. Thread-safe.
+class Maintained(Protocol):
+    """What the attendant needs of a pool."""
 
-    A forked child starts with none. The thread is a daemon and ends with :meth:`close`.
+    def maintain(self) -> float | None: ...
+
+
+class Attendant:
+    """Attend to channels until nothing submitted is outstanding on them, and maintain pools. Thread-safe.
+
+    The thread is a daemon. It ends with :meth:`close`, or when the attendant is garbage: it holds channels only while
+    something is outstanding on them, and pools only weakly. A forked child starts with none.
     """
 
     def __init__(self) -> None:
-        self._reset()
-
-    def _reset(self) -> None:
+        self._work = _Work()
         self._lock = threading.Lock()
-        self._channels: set[Attended] = set()
         self._thread: threading.Thread | None = None
-        self._wake_read = self._wake_write = -1
-        self._closed = False
-        self._pid = os.getpid()
+        weakref.finalize(self, _end, self._work).atexit = False
+        _attendants.add(self)
 
     def attend(self, channel: Attended) -> None:
         """Look after ``channel`` until its ``attend()`` returns None."""
-        if self._pid != os.getpid():
-            self._reset()
+        self._work.channels.add(channel)
+        self._start()
+
+    def maintain(self, pool: Maintained) -> None:
+        """Call ``pool.maintain()`` now, and again whenever it asks for it, until it returns None."""
+        self._work.pools[weakref.ref(pool)] = 0.0
+        self._start()
+
+    def _start(self) -> None:
         with self._lock:
-            if self._closed:
+            if self._work.closed:
                 return
-            self._channels.add(channel)
             if self._thread is None:
-                self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-                self._thread = threading.Thread(target=self._run, name="zmqcore-attendant", daemon=True)
+                self._work.open()
+                self._thread = threading.Thread(
+                    target=self._work.run, name="zmqcore-attendant", daemon=True
+                )
                 self._thread.start()
             else:
-                self._wake()
-
-    def _wake(self) -> None:
-        try:
-            os.write(self._wake_write, b"\0")
-        except BlockingIOError:
-            pass  # it is awake already
+                self._work.wake()
 
     def close(self) -> None:
         """End the thread and wait for it. Twice is fine."""
-        if self._pid != os.getpid():
-            return
         with self._lock:
-            self._closed = True
             thread = self._thread
-            if thread is not None:
-                self._wake()
+            _end(self._work)
         if thread is not None and thread is not threading.current_thread():
             thread.join()
 
-    def _run(self) -> None:
-        try:
-            while True:
-                with self._lock:
-                    if self._closed:
-                        return
-                    channels = tuple(self._channels)
-                self._wait(*self._look_after(channels))
-        finally:
-            os.close(self._wake_read)
-            os.close(self._wake_write)
+    def _after_fork_in_child(self) -> None:
+        self._work.abandon()
+        self._work = _Work()
+        self._lock = threading.Lock()
+        self._thread = None
 
-    def _look_after(self, channels: tuple[Attended, ...]) -> tuple[list[int], float | None]:
+
+def _end(work: _Work) -> None:
+    work.closed = True
+    work.wake()
+
+
+class _Work:
+    """What the thread has to do. It knows nothing of the attendant, which can be collected meanwhile."""
+
+    def __init__(self) -> None:
+        # Changed by single operations only, which are atomic; the thread iterates over copies.
+        self.channels: set[Attended] = set()
+        self.pools: dict[weakref.ref[Maintained], float] = {}
+        self.closed = False
+        self._wake_read = self._wake_write = -1
+
+    def open(self) -> None:
+        self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def abandon(self) -> None:
+        """In a forked child: close its copies of the descriptors."""
+        for fd in (self._wake_read, self._wake_write):
+            if fd >= 0:
+                os.close(fd)
+        self._wake_read = self._wake_write = -1
+
+    def wake(self) -> None:
+        try:
+            if self._wake_write >= 0:
+                os.write(self._wake_write, b"\0")
+        except OSError:
+            pass  # awake already, or at its end
+
+    def run(self) -> None:
+        try:
+            while not self.closed:
+                fds, timeout = self._look_after_channels()
+                due = self._maintain_pools()
+                if due is not None:
+                    timeout = due if timeout is None else min(timeout, due)
+                self._wait(fds, timeout)
+        finally:
+            wake_read, wake_write = self._wake_read, self._wake_write
+            self._wake_read = self._wake_write = -1
+            os.close(wake_read)
+            os.close(wake_write)
+
+    def _look_after_channels(self) -> tuple[list[int], float | None]:
         """Attend to each channel; return the descriptors to wait for, and for how many seconds at most."""
         fds = [self._wake_read]
         timeout: float | None = None
-        for channel in channels:
+        for channel in tuple(self.channels):
+            # Dropped before it says that it is done: it may be handed to us again right after.
+            self.channels.discard(channel)
             try:
                 left = channel.attend()
             except errors.Closed:
@@ -108,8 +154,8 @@ class Attendant:
                 _logger.exception("%r cannot be attended to", channel)
                 left = None
             if left is None:
-                self._dismiss(channel)
                 continue
+            self.channels.add(channel)
             if channel.led:
                 left = min(left, _LED_INTERVAL)
             else:
@@ -117,9 +163,26 @@ class Attendant:
             timeout = left if timeout is None else min(timeout, left)
         return fds, timeout
 
-    def _dismiss(self, channel: Attended) -> None:
-        with self._lock:
-            self._channels.discard(channel)
+    def _maintain_pools(self) -> float | None:
+        """Maintain the pools whose time has come; return in how many seconds the next one's does."""
+        soonest: float | None = None
+        for reference, due in tuple(self.pools.items()):
+            now = time.monotonic()
+            if due <= now:
+                pool = reference()
+                self.pools.pop(reference, None)
+                if pool is None:
+                    continue
+                try:
+                    pause = pool.maintain()
+                except Exception:
+                    _logger.exception("%r cannot be maintained", pool)
+                    pause = 1.0
+                if pause is None:
+                    continue
+                self.pools[reference] = due = now + pause
+            soonest = due - now if soonest is None else min(soonest, due - now)
+        return soonest
 
     def _wait(self, fds: list[int], timeout: float | None) -> None:
         poll = select.poll()
@@ -128,3 +191,14 @@ class Attendant:
         ready = poll.poll(None if timeout is None else max(0.0, timeout * 1000))
         if any(fd == self._wake_read for fd, _ in ready):
             os.read(self._wake_read, 4096)
+
+
+_attendants: weakref.WeakSet[Attendant] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for attendant in list(_attendants):
+        attendant._after_fork_in_child()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

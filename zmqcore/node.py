@@ -80,6 +80,7 @@ class Node:
             max_lifetime=max_lifetime,
             connect_timeout=connect_timeout,
             probe=endpoints.probe,
+            maintenance=self.attendant.maintain,
         )
         self._lock = threading.RLock()
         self._given_context = context
@@ -191,7 +192,7 @@ class Node:
             context = self._context
         for server in list(self._owned):
             server.stop(timeout=timeout)
-        self.pool.close()
+        self.pool.close(timeout)
         self.attendant.close()
         self.matchmaker.close()
         if context is not None and context is not self._given_context:
