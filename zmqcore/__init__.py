@@ -13,7 +13,7 @@ from zmqcore.rpc.results import Fanout, Gathered
 from zmqcore.rpc.server import Server
 from zmqcore.topic import Topic
 
-__all__ = [
+__all__ = [  # noqa: PLE0604  (strings, all of them)
     "Client",
     "Fanout",
     "Gathered",

@@ -2,7 +2,7 @@ from collections.abc import Callable
 from typing import Any, final
 
 import zmq
-from typing_extensions import Buffer
+from typing_extensions import Buffer, disjoint_base
 
 from zmqcore._frame import Envelope
 
@@ -16,6 +16,7 @@ class Pending:
     def envelope(self) -> Envelope: ...
     def cancel(self) -> bool: ...
 
+@disjoint_base
 class Channel:
     @property
     def endpoint(self) -> str: ...

@@ -32,19 +32,20 @@ cimport cython
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from libc.errno cimport EAGAIN
 from libc.stddef cimport size_t
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from zmqcore._frame cimport (
     FLAG_FLOW, KIND_ACK, KIND_CALL, KIND_ERROR, KIND_GOODBYE, KIND_HELLO, KIND_PING, KIND_PONG,
     KIND_REPLY, NO_DEADLINE, Envelope, Header, Parcel, envelope_take, parcel_close, parcel_pack, parcel_send,
     parcel_set_id, parcel_set_remaining, parse_header, part_take, release_sent_buffers,
+    sent_buffers_returned,
 )
 from zmqcore._libzmq cimport libzmq, raise_errno, zc_msg_t
 from zmqcore._socket cimport (
     NEVER, SharedSocket, Waiter, deadline_after, fork_generation, now_ns, waiter_borrow, waiter_return,
 )
 
-from zmqcore import _frame, _socket, errors
+from zmqcore import errors
 from zmqcore._frame import KINDS
 
 __all__ = ["Channel", "Pending"]
@@ -568,7 +569,7 @@ cdef class Channel:
                     self.leader = op
                 if self.leader is op:
                     self._drain()
-                    if self.finished:
+                    if self.finished or (op.outcome == OUTCOME_WAITING and sent_buffers_returned()):
                         self._call_back()
                         continue
                     if op.outcome != OUTCOME_WAITING or overdue:
@@ -614,12 +615,14 @@ cdef class Channel:
         return 0
 
     cdef int _call_back(self) except -1:
-        """Call the finished requests' callbacks without the lock and without being the leader."""
+        """Run user code without the lock and without being the leader: the finished requests' callbacks, and what
+        releasing sent buffers may run."""
         finished, self.finished = self.finished, []
         self.leader = None
         self._promote()
         self.shared.lock.release()
         try:
+            release_sent_buffers()
             _run_callbacks(finished)
         finally:
             self.shared.lock.acquire()
@@ -638,6 +641,7 @@ cdef class Channel:
             # The state keeps all others from using the handle, and nobody waits on the fd.
             self.shared.handle = NULL
         self.shared.lock.release()
+        release_sent_buffers()
         if close_now:
             self.shared.close_socket()
         if finished:
@@ -665,7 +669,6 @@ cdef class Channel:
                 self._wake_sender()
         elif self.state == STATE_OPEN:
             self._lose("the connection broke")
-        release_sent_buffers()
         return 0
 
     cdef int _take(self, zc_msg_t *message) except -1:
@@ -687,8 +690,7 @@ cdef class Channel:
             return 0
         envelope = envelope_take(message, &header)
         if more:
-            self._take_buffers(envelope, message)
-            if envelope.header.n_buffers != len(envelope.buffers):
+            if self._take_buffers(envelope, message) != envelope.header.n_buffers:
                 self.n_garbage += 1
                 return 0
         self._acked(header.ack)
@@ -709,8 +711,9 @@ cdef class Channel:
         return 0
 
     cdef int _take_buffers(self, Envelope envelope, zc_msg_t *message) except -1:
-        """Receive the parts that follow ``envelope``'s first one; libzmq delivers them together."""
+        """Receive the parts that follow ``envelope``'s first one; libzmq delivers them together. Return how many."""
         cdef bint more = True
+        cdef int n_parts = 0
         cdef list buffers = []
         while more:
             if self.shared.receive(message) == EAGAIN:
@@ -718,10 +721,11 @@ cdef class Channel:
             more = libzmq.msg_more(message)
             envelope.n_bytes += libzmq.msg_size(message)
             self.n_received_bytes += libzmq.msg_size(message)
+            n_parts += 1
             if len(buffers) < envelope.header.n_buffers:
                 buffers.append(part_take(message))
         envelope.buffers = buffers
-        return 0
+        return n_parts
 
     cdef int _hello(self, Envelope envelope) except -1:
         """The port has seen this connection's first message, number ``envelope.id``: earlier ones it never got."""

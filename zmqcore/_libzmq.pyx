@@ -32,7 +32,7 @@ cdef void *_symbol(void *handle, bytes name) except NULL:
     cdef void *address = dlsym(handle, name)
     if address == NULL:
         raise ImportError(
-            f"the libzmq that pyzmq {zmq.__version__} has loaded (libzmq {zmq.zmq_version()}, through {_EXTENSION_PATH})"
+            f"the libzmq {zmq.zmq_version()} that pyzmq {zmq.__version__} has loaded through {_EXTENSION_PATH}"
             f" does not offer {name.decode()}; install pyzmq's own wheel: pip install --force-reinstall pyzmq"
         )
     return address

@@ -1,6 +1,8 @@
 from collections.abc import Callable
 from typing import Any
 
+from typing_extensions import disjoint_base
+
 from zmqcore._channel import Channel
 
 __all__ = ["ChannelPool", "default_max_sockets"]
@@ -9,6 +11,7 @@ WAIT_BUCKETS: tuple[float, ...]
 
 def default_max_sockets() -> int: ...
 
+@disjoint_base
 class ChannelPool:
     @property
     def max_sockets(self) -> int: ...

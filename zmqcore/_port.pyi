@@ -2,7 +2,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, final
 
 import zmq
-from typing_extensions import Buffer
+from typing_extensions import Buffer, disjoint_base
 
 from zmqcore._frame import Envelope
 
@@ -31,6 +31,7 @@ class Request:
         self, body: Buffer, buffers: list[Any] | None = None, codec: int = 0, metadata: bytes = b""
     ) -> bool: ...
 
+@disjoint_base
 class Port:
     @property
     def endpoints(self) -> tuple[str, ...]: ...

@@ -24,14 +24,15 @@ from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memcmp, memcpy
 
 from zmqcore._frame cimport (
-    FLAG_FLOW, KIND_ACK, KIND_CALL, KIND_CANCEL, KIND_CAST, KIND_ERROR, KIND_FANOUT, KIND_GOODBYE, KIND_HELLO,
+    FLAG_FLOW, KIND_ACK, KIND_CALL, KIND_CAST, KIND_ERROR, KIND_FANOUT, KIND_GOODBYE, KIND_HELLO,
     KIND_PING, KIND_PONG, KIND_REPLY, NO_DEADLINE, Envelope, Header, Parcel, envelope_take, parcel_close, parcel_pack,
     parcel_pack_control, parcel_send, parcel_set_ack, parse_header, part_take, release_sent_buffers,
+    sent_buffers_held,
 )
 from zmqcore._libzmq cimport ZMQ_DONTWAIT, ZMQ_SNDMORE, libzmq, raise_errno, zc_msg_t
 from zmqcore._socket cimport NEVER, SharedSocket, Waiter, deadline_after, fork_generation, now_ns
 
-from zmqcore import _frame, _socket, errors  # noqa: F401  (they fill the function table)
+from zmqcore import errors
 
 __all__ = ["Port", "Request"]
 
@@ -197,11 +198,13 @@ cdef class Port:
                     until = deadline
                     if budget:
                         until = min(before + budget, deadline)
-                    elif self.owing:
+                    elif self.owing or sent_buffers_held():
+                        # The latter: perhaps nobody else comes by to release what the last reply has pinned.
                         until = min(before + ACK_CALLS_AFTER, deadline)
                     self.watched = True
                     self.shared.lock.release()
                     try:
+                        release_sent_buffers()
                         self.waiter.wait(self.shared.fd, until, budget)
                     finally:
                         self.shared.lock.acquire()
@@ -213,7 +216,6 @@ cdef class Port:
                         spun = acknowledged = False
                     elif not budget and self.owing:
                         self._flush_acks(True)
-                release_sent_buffers()
             finally:
                 self.receiving = False
         finally:
@@ -338,6 +340,7 @@ cdef class Port:
         cdef Envelope envelope
         cdef Request request
         cdef list buffers
+        cdef Py_ssize_t n_parts = 0
         cdef size_t n_bytes = libzmq.msg_size(message)
         cdef bint more = libzmq.msg_more(message)
         cdef const char *problem = parse_header(<const unsigned char *>libzmq.msg_data(message), n_bytes, &header)
@@ -352,6 +355,7 @@ cdef class Port:
                 self.shared.receive(message)
                 more = libzmq.msg_more(message)
                 n_bytes += libzmq.msg_size(message)
+                n_parts += 1
                 # Over a limit the rest is dropped part by part; nothing is kept.
                 if len(buffers) < header.n_buffers and len(buffers) < self.max_buffers and n_bytes <= self.max_bytes:
                     buffers.append(part_take(message))
@@ -390,7 +394,7 @@ cdef class Port:
         request.deadline = NEVER
         if header.remaining_ms != NO_DEADLINE:
             request.deadline = peer.last_seen + <int64_t>header.remaining_ms * 1000000
-        if (0 if envelope.buffers is None else len(envelope.buffers)) != header.n_buffers:
+        if n_parts != header.n_buffers or (n_parts and len(envelope.buffers) != n_parts):
             return self._refuse(request, n_bytes)
         return request
 
@@ -559,6 +563,7 @@ cdef class Port:
         if close_now:
             self.shared.handle = NULL
         self.shared.lock.release()
+        release_sent_buffers()
         if close_now:
             self.waiter = None      # its eventfd goes too, however long somebody keeps the port or a request
             socket, self.shared.socket = self.shared.socket, None

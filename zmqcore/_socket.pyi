@@ -1,13 +1,19 @@
+from typing import Self, final
+
 import zmq
+from typing_extensions import disjoint_base
 
 __all__ = ["generation", "waiters"]
 
+@final
 class Waiter:
-    def __new__(cls) -> Waiter: ...
+    def __new__(cls) -> Self: ...
 
+@final
 class OpenFds:
-    def __new__(cls) -> OpenFds: ...
+    def __new__(cls) -> Self: ...
 
+@disjoint_base
 class SharedSocket:
     socket: zmq.Socket[bytes] | None
     fd: int

@@ -28,7 +28,7 @@ from zmqcore._libzmq cimport (
     ZMQ_DONTWAIT, ZMQ_EVENTS, ZMQ_FD, ZMQ_POLLIN, ZMQ_POLLOUT, libzmq, raise_errno, zc_msg_t,
 )
 
-from zmqcore import _libzmq, errors  # noqa: F401  (_libzmq fills the function table)
+from zmqcore import errors
 
 cdef extern from *:
     """

@@ -71,9 +71,7 @@ class Attendant:
                 return
             if self._thread is None:
                 self._work.open()
-                self._thread = threading.Thread(
-                    target=self._work.run, name="zmqcore-attendant", daemon=True
-                )
+                self._thread = threading.Thread(target=self._work.run, name="zmqcore-attendant", daemon=True)
                 self._thread.start()
             else:
                 self._work.wake()

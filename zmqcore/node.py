@@ -10,7 +10,7 @@ import uuid
 import weakref
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import zmq
 
@@ -38,7 +38,7 @@ class Node:
     ``matchmaker``: a URL or a :class:`Matchmaker`. ``bind``: where servers listen unless they say so themselves;
     default ipc in the runtime directory and tcp on a free loopback port. ``max_sockets``, ``idle_ttl``,
     ``max_lifetime`` and ``connect_timeout`` (seconds) go to the :class:`ChannelPool`. ``context``: a ``zmq.Context`` of
-    your own, which then stays open. ``codec``: a name, or a codec. ``limits``: see :class:`Limits`. ``spin``: how long a
+    your own, left open. ``codec``: a name, or a codec. ``limits``: see :class:`Limits`. ``spin``: how long a
     wait polls without blocking before it blocks, in seconds; 0 switches that off.
     ``window_messages`` and ``window_bytes``: how much may be sent to one endpoint and not yet be acknowledged.
 
@@ -198,7 +198,7 @@ class Node:
         if context is not None and context is not self._given_context:
             context.term()
 
-    def __enter__(self) -> Node:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

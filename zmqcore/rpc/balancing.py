@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterable
+from pathlib import Path
 
 from zmqcore.endpoint import Endpoint
 from zmqcore.matchmaker import Member, Membership
@@ -18,7 +18,7 @@ def nearest_endpoint(member: Member, host: str) -> str:
     for text in member.endpoints:
         endpoint = Endpoint.parse(text)
         if endpoint.transport == "ipc":
-            if member.host == host and (endpoint.path.startswith("@") or os.path.exists(endpoint.path)):
+            if member.host == host and (endpoint.path.startswith("@") or Path(endpoint.path).exists()):
                 return text
         elif remote is None:
             remote = text

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 from zmqcore import errors
 from zmqcore._channel import Channel, Pending
@@ -67,7 +67,9 @@ class Client:
         self.discovery_timeout = discovery_timeout
         self._pool = self._node.pool
         self._wire = self.topic.wire
-        self._connect = (connect,) if isinstance(connect, str) else None if connect is None else tuple(connect)
+        self._connect = (
+            (connect,) if isinstance(connect, str) else None if connect is None else tuple(connect)
+        )
         self._fixed = None if self._connect is None else _fixed_membership(self.topic, self._connect)
         self._balancer = Balancer(self._node.host)
         self._watch: Watch | None = None
@@ -101,7 +103,8 @@ class Client:
                 self._pool.release(way[1])
         deadline = deadlines.tighten(timeout, started)
         envelope, target, channel = self._place(
-            lambda channel, left: channel.call(wire, method, body, buffers or None, b"", codec, left), deadline
+            lambda channel, left: channel.call(wire, method, body, buffers or None, b"", codec, left),
+            deadline,
         )
         self._release(target, channel)
         return self._result(envelope, target)
@@ -126,7 +129,8 @@ class Client:
                 self._pool.release(way[1])
         deadline = deadlines.tighten(timeout, started)
         _, target, channel = self._place(
-            lambda channel, left: channel.send("cast", wire, method, body, buffers or None, b"", codec, left), deadline
+            lambda channel, left: channel.send("cast", wire, method, body, buffers or None, b"", codec, left),
+            deadline,
         )
         self._release(target, channel)
 
@@ -147,7 +151,14 @@ class Client:
                 channel = pool.acquire(target.endpoint, _left(deadline))
                 try:
                     channel.send(
-                        "fanout", self._wire, method, body, buffers or None, b"", self._codec_id, _left(deadline)
+                        "fanout",
+                        self._wire,
+                        method,
+                        body,
+                        buffers or None,
+                        b"",
+                        self._codec_id,
+                        _left(deadline),
                     )
                 finally:
                     pool.release(channel)
@@ -179,7 +190,14 @@ class Client:
                     continue
                 try:
                     pending = channel.submit(
-                        self._wire, method, body, buffers or None, b"", self._codec_id, _left(deadline), _nobody
+                        self._wire,
+                        method,
+                        body,
+                        buffers or None,
+                        b"",
+                        self._codec_id,
+                        _left(deadline),
+                        _nobody,
                     )
                 except BaseException as exc:
                     pool.release(channel)
@@ -363,7 +381,7 @@ class Client:
         if watch is not None:
             watch.close()
 
-    def __enter__(self) -> Client:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -406,13 +424,15 @@ class CallFuture(concurrent.futures.Future[Any]):
 
     def _settle(self) -> None:
         client, way, pending = self._client, self._way, self.pending
-        assert client is not None and way is not None and pending is not None
+        assert client is not None
+        assert way is not None
+        assert pending is not None
         client._release(*way)
         if not self.set_running_or_notify_cancel():
             return
         try:
             self.set_result(client._result(pending.envelope(), way[0]))
-        except BaseException as exc:
+        except BaseException as exc:  # noqa: BLE001  (whatever it is, it belongs to who waits)
             self.set_exception(exc)
 
     def _drive(self, timeout: float | None) -> float | None:

@@ -102,14 +102,14 @@ class Dispatcher:
         except errors.PayloadTooLarge as exc:
             self._refuse(request, "too_large", str(exc))
             return
-        except Exception as exc:
+        except Exception as exc:  # noqa: BLE001  (a codec of the user's may raise anything)
             self._refuse(request, "protocol", str(exc) or "the body is not [args, kwargs]")
             return
         remaining = request.remaining
         token = None if remaining is None else deadline.current.set(time.monotonic() + remaining)
         try:
             result = method(*args, **kwargs) if kwargs else method(*args)
-        except BaseException as exc:  # SystemExit too: a handler does not end the server
+        except BaseException as exc:  # noqa: BLE001  (SystemExit too: a handler does not end the server)
             self._report_raised(request, method, args, kwargs, exc)
         else:
             self.handled += 1

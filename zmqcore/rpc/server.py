@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from zmqcore import errors
 from zmqcore._port import Port, Request
@@ -83,7 +83,9 @@ class Server:
         return {
             "zmqcore.ping": self._ping,
             "zmqcore.stats": self.stats,
-            "zmqcore.methods": lambda: {name: signature_text(method) for name, method in sorted(methods.items())},
+            "zmqcore.methods": lambda: {
+                name: signature_text(method) for name, method in sorted(methods.items())
+            },
         }
 
     def _ping(self) -> dict[str, Any]:
@@ -165,8 +167,9 @@ class Server:
         finally:
             self.stop()
 
-    def __enter__(self) -> Server:
-        return self.start()
+    def __enter__(self) -> Self:
+        self.start()
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
