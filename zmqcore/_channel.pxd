@@ -38,7 +38,8 @@ cdef class Channel:
     cdef readonly int64_t created_ns
     cdef int state
     cdef str lost_reason
-    cdef bint goodbye           # the server takes nothing new
+    cdef bint goodbye           # the server wants nothing new
+    cdef bint parted            # ... and has been told that we have everything
     cdef bytes instance         # of the port at the other end; None before its hello
 
     # Sending: ids count up from 1; the window is what has been sent and not yet acknowledged.
@@ -62,6 +63,7 @@ cdef class Channel:
     cdef bint attended
     cdef object on_clean        # called with the channel once it is clean or lost; set by retire()
     cdef int64_t drain_deadline
+    cdef int64_t last_drain
     cdef int64_t last_heard     # when anything came last
     cdef bint suspect           # a call has expired and nothing at all has come since it was sent
 
@@ -90,6 +92,7 @@ cdef class Channel:
     cdef int _take(self, zc_msg_t *message) except -1
     cdef int _take_buffers(self, Envelope envelope, zc_msg_t *message) except -1
     cdef int _hello(self, Envelope envelope) except -1
+    cdef int _part(self) except -1
     cdef int _finish(self, Pending pending, int outcome) except -1
     cdef int _lose(self, str reason) except -1
     cdef int _end_all(self, int outcome) except -1

@@ -7,8 +7,11 @@ the *leader*: it polls the socket, takes what comes and hands replies that belon
 
 A channel lives as long as one connection. When the connection breaks (libzmq takes the pipe away, POLLOUT clears and
 the fd wakes: no monitor is needed) everything outstanding fails with PeerLost and the channel is *lost*; its owner
-closes it, and the pool makes a fresh one. Should libzmq reconnect before anybody has looked, the port's hello tells: it names the first
-message it has seen, and everything before that was lost.
+closes it, and the pool makes a fresh one. Should libzmq reconnect before anybody has looked, the port's hello tells:
+it names the first message it has seen, and everything before that was lost.
+
+A port that is to close says goodbye. The channel sends nothing new then, and once it has all its replies it answers:
+only then may the port close, because libzmq drops what has not been read when a connection breaks.
 
 The window: the port acknowledges what it has taken, cumulatively. At most ``window_messages`` and ``window_bytes``
 are unacknowledged; beyond that a sender waits until its deadline. SNDHWM is unbounded, so that POLLOUT is false
@@ -36,7 +39,8 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from zmqcore._frame cimport (
     FLAG_FLOW, KIND_ACK, KIND_CALL, KIND_ERROR, KIND_GOODBYE, KIND_HELLO, KIND_PING, KIND_PONG,
-    KIND_REPLY, NO_DEADLINE, Envelope, Header, Parcel, envelope_take, parcel_close, parcel_pack, parcel_send,
+    KIND_REPLY, NO_DEADLINE, Envelope, Header, Parcel, envelope_take, parcel_close, parcel_pack,
+    parcel_pack_control, parcel_send,
     parcel_set_id, parcel_set_remaining, parse_header, part_take, release_sent_buffers,
     sent_buffers_returned,
 )
@@ -49,6 +53,9 @@ from zmqcore import errors
 from zmqcore._frame import KINDS
 
 __all__ = ["Channel", "Pending"]
+
+# A sender that nobody makes wait looks this often, in ns, whether something has come.
+cdef int64_t LOOK_INTERVAL = 10_000_000
 
 _STATE_NAMES = ("connecting", "open", "lost", "closed")
 
@@ -439,7 +446,7 @@ cdef class Channel:
             while True:
                 if self.state <= STATE_OPEN:
                     self._drain()
-                if self.state > STATE_OPEN:
+                if self.state > STATE_OPEN or self.goodbye:
                     self._raise_gone()
                 if self.state == STATE_OPEN and self._has_room(size) and not self.senders:
                     break
@@ -453,11 +460,11 @@ cdef class Channel:
                 if now_ns() >= deadline:
                     self._wake_sender()
                     self._raise_no_room(pending.started)
-        elif (self.sent_id - self.acked_id) & 127 == 127:
-            # Acknowledgements must be taken now and then even if nobody ever waits.
+        elif (self.sent_id - self.acked_id) & 127 == 127 or pending.started - self.last_drain > LOOK_INTERVAL:
+            # Acknowledgements and a goodbye must be taken now and then even if nobody ever waits.
             self._drain()
-            if self.state != STATE_OPEN:
-                self._raise_gone()
+        if self.state != STATE_OPEN or self.goodbye:
+            self._raise_gone()
 
         parcel_set_id(parcel, self.sent_id + 1)
         if carries_deadline:
@@ -526,8 +533,9 @@ cdef class Channel:
     cdef int _raise_gone(self) except -1:
         if self.state == STATE_CLOSED:
             raise errors.Closed(f"channel to {self.endpoint} is closed")
+        reason = "the server takes nothing new" if self.state == STATE_OPEN else self.lost_reason
         raise errors.PeerLost(
-            f"{self.endpoint}: {self.lost_reason}; this message had not been sent", executed_possible=False)
+            f"{self.endpoint}: {reason}; this message had not been sent", executed_possible=False)
 
     cdef int _raise_no_room(self, int64_t started) except -1:
         waited = (now_ns() - started) / 1e9
@@ -657,6 +665,7 @@ cdef class Channel:
         cdef zc_msg_t message
         if self.state > STATE_OPEN:
             return 0
+        self.last_drain = now_ns()
         libzmq.msg_init(&message)
         try:
             while self.shared.receive(&message) != EAGAIN:
@@ -669,6 +678,8 @@ cdef class Channel:
                 self._wake_sender()
         elif self.state == STATE_OPEN:
             self._lose("the connection broke")
+        if self.goodbye and not self.parted and self.state == STATE_OPEN and self.is_clean():
+            self._part()
         return 0
 
     cdef int _take(self, zc_msg_t *message) except -1:
@@ -706,6 +717,10 @@ cdef class Channel:
             self._hello(envelope)
         elif header.kind == KIND_GOODBYE:
             self.goodbye = True
+            self.parted = False
+            while self.senders:
+                # They go elsewhere.
+                self._finish(self.senders.popleft(), OUTCOME_DONE)
         elif header.kind != KIND_ACK:
             self.n_garbage += 1
         return 0
@@ -742,6 +757,21 @@ cdef class Channel:
                 self._finish(pending, OUTCOME_LOST)
             self.lost_reason = "the connection broke and was made again"
             self._acked(first - 1)
+        return 0
+
+    cdef int _part(self) except -1:
+        """Answer the goodbye: everything has come that we wait for."""
+        cdef Parcel parcel
+        cdef Header header
+        header.kind = KIND_GOODBYE
+        header.flags = FLAG_FLOW
+        header.codec = 0
+        header.id = header.ack = 0
+        header.remaining_ms = NO_DEADLINE
+        header.body_bytes = 0
+        parcel_pack_control(&parcel, &header, NULL)
+        self.parted = parcel_send(&parcel, self.shared.handle) == 0
+        parcel_close(&parcel)
         return 0
 
     cdef int _finish(self, Pending pending, int outcome) except -1:

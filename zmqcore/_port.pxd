@@ -14,6 +14,11 @@ cdef class Peer:
     cdef uint64_t taken         # the highest id that was taken from it
     cdef uint64_t unacked, unacked_one_way, unacked_bytes
     cdef int64_t last_seen
+    cdef int64_t outstanding    # calls taken from it and not answered yet
+    cdef int64_t last_reply
+    cdef bint told              # it has been sent a goodbye
+    cdef bint replied_since     # ... and a reply after that
+    cdef bint parted            # it has answered the goodbye: it has everything, and sends nothing more
 
 cdef class Request:
     cdef Port port
@@ -34,6 +39,8 @@ cdef class Port:
     cdef bint receiving         # a thread is in receive()
     cdef bint watched           # ... and in poll(2): senders must keep the edge-trigger rule
     cdef bint woken, closed
+    cdef bint leaving           # goodbye() has been called
+    cdef list socket_files      # (path, inode) of the ipc endpoints, removed on closing
     cdef size_t max_bytes
     cdef Py_ssize_t max_buffers
     cdef int64_t next_prune
@@ -41,6 +48,7 @@ cdef class Port:
     cdef uint64_t n_undeliverable, n_dropped, n_received_bytes, n_sent_bytes
 
     cdef int _check(self) except -1
+    cdef int _part(self, Peer peer) except -1
     cdef int _take(self, list requests) except -1
     cdef Request _take_envelope(self, Peer peer, zc_msg_t *message, bint delimiter)
     cdef Request _refuse(self, Request request, size_t n_bytes)

@@ -142,6 +142,7 @@ cdef class Port:
             socket.close(linger=0)
             raise
         self.endpoints = tuple(bound)
+        self.socket_files = _socket_files(bound)
         self.instance = os.urandom(16)
         self.max_bytes = max_bytes
         self.max_buffers = max_buffers
@@ -231,20 +232,47 @@ cdef class Port:
             self.waiter.wake()
         self.shared.lock.release()
 
-    def goodbye(self) -> int:
-        """Tell every peer that nothing new is taken here: clients go elsewhere. Return how many were told."""
+    def goodbye(self) -> None:
+        """Tell every peer, also those to come, that nothing new is wanted here: clients go elsewhere.
+
+        A channel answers once it has everything it waits for, see settled().
+        """
         cdef Peer peer
-        cdef int told = 0
         self._check()
         self.shared.lock.acquire()
         try:
+            self.leaving = True
             if not self.closed:
                 for peer in list(self.peers.values()):
-                    if peer.flow:
-                        told += self._control(peer, KIND_GOODBYE, 0, b"", False)
+                    self._part(peer)
         finally:
             self._unlock()
-        return told
+
+    def settled(self, grace: float = 0.1) -> bool:
+        """After goodbye(): whether closing now loses no reply.
+
+        libzmq drops what a client has not read yet when its connection breaks. So every call is to be answered, and
+        whoever got a reply since the goodbye, or less than ``grace`` seconds before now, is to have answered the
+        goodbye. Call it now and then while receive() goes on.
+        """
+        cdef Peer peer
+        cdef int64_t now = now_ns()
+        cdef bint settled = True
+        self._check()
+        self.shared.lock.acquire()
+        try:
+            for peer in list(self.peers.values()):
+                if peer.parted:
+                    continue
+                if peer.outstanding > 0:
+                    settled = False
+                elif peer.replied_since or now - peer.last_reply < grace * 1e9:
+                    # Said again, it also shows whether the peer is still there.
+                    if not self.closed and self._part(peer):
+                        settled = False
+        finally:
+            self._unlock()
+        return settled
 
     def close(self, linger: float = 0.0) -> None:
         """Close the socket; what has not been sent is dropped after ``linger`` seconds. Twice is fine.
@@ -280,6 +308,13 @@ cdef class Port:
 
     def __repr__(self) -> str:
         return f"<Port {', '.join(self.endpoints)} {'closed' if self.closed else 'open'}, {len(self.peers)} peers>"
+
+    cdef int _part(self, Peer peer) except -1:
+        """Say goodbye to one peer; return 1, or 0 if it has gone. The lock is held."""
+        if not peer.flow:
+            return 0
+        peer.told = True
+        return self._control(peer, KIND_GOODBYE, 0, b"", False)
 
     # -- receiving ---------------------------------------------------------------------------------------
 
@@ -367,17 +402,24 @@ cdef class Port:
             peer.flow = True
             self.peers[peer.routing_id] = peer
             self._control(peer, KIND_HELLO, header.id, self.instance, delimiter)
+            if self.leaving:
+                self._part(peer)
         if header.kind == KIND_PING:
             self._count_taken(peer, &header, n_bytes)
             self._control(peer, KIND_PONG, header.id, b"", delimiter)
             return None
         if header.kind == KIND_GOODBYE:
+            peer.parted = True
+            if peer.told:
+                return None
             self.peers.pop(peer.routing_id, None)
             if self.last_peer is peer:
                 self.last_peer = None
             return None
         if header.kind == KIND_CALL:
             self.n_calls += 1
+            peer.outstanding += 1
+            peer.parted = False
         elif header.kind == KIND_CAST:
             self.n_casts += 1
         elif header.kind == KIND_FANOUT:
@@ -409,6 +451,7 @@ cdef class Port:
             self.n_garbage += 1
             reason = b"ProtocolError: the envelope announces another number of buffers than came"
         if request.envelope.header.kind == KIND_CALL:
+            request.peer.outstanding -= 1
             self._control(request.peer, KIND_ERROR, request.envelope.header.id, reason, request.delimiter)
         return None
 
@@ -502,6 +545,9 @@ cdef class Port:
                 raise errors.InternalError(f"{request!r} is answered twice")
             raise errors.Closed(f"the port at {', '.join(self.endpoints)} is closed")
         request.answered = True
+        request.peer.outstanding -= 1
+        request.peer.last_reply = now_ns()
+        request.peer.replied_since = request.peer.told
         try:
             self.n_replies += 1
             return self._send(request.peer, &parcel, request.delimiter)
@@ -568,4 +614,21 @@ cdef class Port:
             self.waiter = None      # its eventfd goes too, however long somebody keeps the port or a request
             socket, self.shared.socket = self.shared.socket, None
             socket.close()
+            for path, inode in self.socket_files:
+                _remove(path, inode)
         return 0
+
+
+def _socket_files(endpoints):
+    """Return path and inode of the socket file of each ipc endpoint that has one."""
+    paths = [endpoint[6:] for endpoint in endpoints if endpoint.startswith("ipc://")]
+    return [(path, os.stat(path).st_ino) for path in paths if not path.startswith("@")]
+
+
+def _remove(path, inode):
+    """Remove a socket file, unless another server has bound the path since. libzmq leaves it behind."""
+    try:
+        if os.stat(path).st_ino == inode:
+            os.unlink(path)
+    except OSError:
+        pass

@@ -28,6 +28,7 @@ _logger = logging.getLogger("zmqcore.server")
 #: How long a draining server still listens after the last message has come, in seconds: what clients sent before
 #: they heard the goodbye arrives within this time.
 _DRAIN_QUIET = 0.1
+_DRAIN_STEP = 0.01
 #: How long replies that have been handed to libzmq may take to leave after the port is closed, in seconds.
 _LINGER = 2.0
 
@@ -232,6 +233,7 @@ class _Receiver:
         self._room = threading.Event()
         self._running = 0
         self._draining = False
+        self._drain_until = 0.0
         self._discard = False
         self._threads = [
             threading.Thread(target=self._work, name=f"zmqcore-worker-{name}-{i}", daemon=True)
@@ -251,23 +253,24 @@ class _Receiver:
 
     def stop(self, drain: bool, deadline: float) -> bool:
         """Stop receiving, let the workers finish what is queued (with ``drain``), close the port."""
+        self._drain_until = deadline
         self._draining = drain
         self._discard = not drain
-        if drain:
-            self._port.goodbye()
-        else:
-            self._port.close()
-        self._room.set()
-        if not self._port.is_closed:
-            self._port.wake()
-        self._join([self._receiving], deadline)
-        for _ in self._threads:
-            self._queue.put(None)
-        finished = self._join([self._receiving, *self._threads], deadline)
-        # What is still queued when the time is over is not run; its callers see the connection close.
-        self._discard = True
-        self._port.close(linger=_LINGER)
-        return finished
+        try:
+            if drain:
+                self._port.goodbye()
+                self._port.wake()
+            else:
+                self._port.close()
+            self._room.set()
+            self._join([self._receiving], deadline)
+            for _ in self._threads:
+                self._queue.put(None)
+            return self._join([self._receiving, *self._threads], deadline)
+        finally:
+            # What is still queued when the time is over is not run; its callers see the connection close.
+            self._discard = True
+            self._port.close(linger=_LINGER)
 
     def _join(self, threads: list[threading.Thread], deadline: float) -> bool:
         for thread in threads:
@@ -276,13 +279,21 @@ class _Receiver:
         return not any(thread.is_alive() for thread in threads if thread is not threading.current_thread())
 
     def _batches(self) -> Any:
-        """Yield what comes, batch by batch, until the server stops; while draining, until it is quiet."""
+        """Yield what comes, batch by batch, until the server stops.
+
+        While draining, until nothing has come for a while and every client has all its replies.
+        """
         receive = self._port.receive
         try:
             while not self._draining:
                 yield receive(64, None)
-            while batch := receive(64, _DRAIN_QUIET):
-                yield batch
+            last = time.monotonic()
+            while (now := time.monotonic()) < self._drain_until:
+                if batch := receive(64, _DRAIN_STEP):
+                    last = time.monotonic()
+                    yield batch
+                elif now - last >= _DRAIN_QUIET and self._port.settled():
+                    return
         except errors.Closed:
             return
         except errors.ZmqcoreError:
