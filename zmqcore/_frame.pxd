@@ -59,6 +59,8 @@ cdef int parcel_send(Parcel *parcel, void *socket) noexcept nogil
 cdef void parcel_close(Parcel *parcel) noexcept nogil
 
 cdef int release_sent_buffers() except -1
+cdef bint sent_buffers_returned() noexcept nogil
+cdef bint sent_buffers_held() noexcept nogil
 
 cdef class Envelope:
     cdef zc_msg_t head

@@ -1,5 +1,5 @@
 from collections.abc import Sequence
-from typing import final
+from typing import Self, final
 
 from typing_extensions import Buffer
 
@@ -9,7 +9,7 @@ KINDS: dict[str, int]
 
 @final
 class Envelope:
-    def __new__(cls) -> Envelope: ...
+    def __new__(cls) -> Self: ...
     @property
     def buffers(self) -> list[memoryview]: ...
     @property

@@ -33,12 +33,12 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize
 from libc.stddef cimport size_t
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
-from zmqcore._libzmq cimport ZMQ_DONTWAIT, ZMQ_SNDMORE, libzmq, raise_errno, zc_msg_t
+from zmqcore._libzmq cimport ZMQ_DONTWAIT, ZMQ_SNDMORE, libzmq, zc_msg_t
 
-from zmqcore import _libzmq, errors  # noqa: F401  (_libzmq fills the function table)
+from zmqcore import errors
 
 cdef extern from *:
     """
@@ -53,7 +53,9 @@ cdef extern from *:
     static inline uint64_t zc_load64(const unsigned char *p) {
         return (uint64_t)zc_load32(p) | ((uint64_t)zc_load32(p + 4) << 32);
     }
-    static inline void zc_store16(unsigned char *p, uint16_t v) { p[0] = (unsigned char)v; p[1] = (unsigned char)(v >> 8); }
+    static inline void zc_store16(unsigned char *p, uint16_t v) {
+        p[0] = (unsigned char)v; p[1] = (unsigned char)(v >> 8);
+    }
     static inline void zc_store32(unsigned char *p, uint32_t v) {
         zc_store16(p, (uint16_t)v); zc_store16(p + 2, (uint16_t)(v >> 16));
     }
@@ -459,7 +461,10 @@ cdef int _pack_buffers(Parcel *parcel, buffers, Py_ssize_t n_buffers, size_t max
 
 
 cdef int release_sent_buffers() except -1:
-    """Release the exports of all buffers that libzmq has finished with since the last time. Needs the GIL."""
+    """Release the exports of all buffers that libzmq has finished with since the last time. Needs the GIL.
+
+    That may run destructors, which are user code: not to be called under a lock.
+    """
     cdef zc_pin *pin
     cdef zc_pin *rest
     if not zc_any_returned():
@@ -473,6 +478,16 @@ cdef int release_sent_buffers() except -1:
         PyBuffer_Release(&pin.view)
         PyMem_RawFree(pin)
     return 0
+
+
+cdef bint sent_buffers_returned() noexcept nogil:
+    """Return whether release_sent_buffers() has something to do."""
+    return zc_any_returned() != 0
+
+
+cdef bint sent_buffers_held() noexcept nogil:
+    """Return whether libzmq still reads buffers of this process, or has returned some that are not released."""
+    return zc_counted(&zc_pinned_buffers) != 0
 
 
 cdef void parcel_set_id(Parcel *parcel, uint64_t id) noexcept nogil:
