@@ -350,9 +350,11 @@ def test_over_a_limit_the_error_names_size_and_limit(message: dict[str, Any], si
 
 def test_a_body_that_its_length_field_cannot_hold_is_refused_unread() -> None:
     size = 2**32
-    with mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE) as huge:
-        with pytest.raises(errors.PayloadTooLarge, match=f"{size} bytes; the limit is {size - 1}"):
-            pack("call", body=huge, max_bytes=2**40)
+    with (
+        mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE) as huge,
+        pytest.raises(errors.PayloadTooLarge, match=f"{size} bytes; the limit is {size - 1}"),
+    ):
+        pack("call", body=huge, max_bytes=2**40)
 
 
 def test_at_the_limits_nothing_is_refused() -> None:
