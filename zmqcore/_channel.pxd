@@ -86,7 +86,7 @@ cdef class Channel:
     cdef int _await(self, Pending op, int64_t deadline) except -1
     cdef int _lead_or_follow(self, Pending op, int64_t deadline) except -1
     cdef int _promote(self) except -1
-    cdef int _call_back(self) except -1
+    cdef int _call_back(self, Pending op) except -1
     cdef int _unlock(self) except -1
     cdef int _drain(self) except -1
     cdef int _take(self, zc_msg_t *message) except -1

@@ -25,13 +25,12 @@ Invariants, under the socket's lock:
 """
 
 import heapq
-import sys
 from collections import deque
-from types import SimpleNamespace
 
 import zmq
 
 cimport cython
+from cpython.exc cimport PyErr_SetObject, PyErr_WriteUnraisable
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from libc.errno cimport EAGAIN
 from libc.stddef cimport size_t
@@ -236,9 +235,9 @@ cdef class Channel:
         """Wait until the connection is there. Return False if it is not within ``timeout`` seconds, or is lost."""
         cdef Pending op
         cdef int64_t deadline = deadline_after(timeout)
+        self._check()
         if self.state == STATE_OPEN:
             return True
-        self._check()
         self.shared.lock.acquire()
         try:
             self._drain()
@@ -401,6 +400,7 @@ cdef class Channel:
         """Pack and send a message; return its Pending, which is registered if a reply is expected."""
         cdef Parcel parcel
         cdef Header header
+        cdef bint attend = False
         cdef Pending pending = Pending.__new__(Pending)
         pending.channel = self
         pending.callback = callback
@@ -420,12 +420,14 @@ cdef class Channel:
                 self.n_calls += 1
             else:
                 self.n_casts += 1
-            if callback is not None and deadline != NEVER:
+            if callback is not None:
                 heapq.heappush(self.expiring, (deadline, pending.id))
+                # Who attends sleeps until the deadline that was the first one.
+                attend = not self.attended or self.expiring[0][1] == pending.id
         finally:
             self._unlock()
             parcel_close(&parcel)
-        if callback is not None and not self.attended and pending.outcome == OUTCOME_WAITING:
+        if attend and pending.outcome == OUTCOME_WAITING:
             self.attended = True
             if self.attention is not None:
                 self.attention(self)
@@ -577,8 +579,10 @@ cdef class Channel:
                     self.leader = op
                 if self.leader is op:
                     self._drain()
-                    if self.finished or (op.outcome == OUTCOME_WAITING and sent_buffers_returned()):
-                        self._call_back()
+                    if not overdue and (
+                            self.finished or (op.outcome == OUTCOME_WAITING and sent_buffers_returned())):
+                        self._call_back(op)
+                        overdue = deadline != NEVER and now_ns() >= deadline
                         continue
                     if op.outcome != OUTCOME_WAITING or overdue:
                         break
@@ -596,6 +600,11 @@ cdef class Channel:
                 else:
                     if overdue:
                         break
+                    if self.finished:
+                        # A sender has taken them before it found that it has to wait.
+                        self._call_back(op)
+                        overdue = deadline != NEVER and now_ns() >= deadline
+                        continue
                     self.followers[op] = None
                     self.shared.lock.release()
                     try:
@@ -622,12 +631,13 @@ cdef class Channel:
                 break
         return 0
 
-    cdef int _call_back(self) except -1:
-        """Run user code without the lock and without being the leader: the finished requests' callbacks, and what
-        releasing sent buffers may run."""
+    cdef int _call_back(self, Pending op) except -1:
+        """Run user code without the lock and without ``op`` being the leader: the finished requests' callbacks, and
+        what releasing sent buffers may run."""
         finished, self.finished = self.finished, []
-        self.leader = None
-        self._promote()
+        if self.leader is op:
+            self.leader = None
+            self._promote()
         self.shared.lock.release()
         try:
             release_sent_buffers()
@@ -701,7 +711,8 @@ cdef class Channel:
             return 0
         envelope = envelope_take(message, &header)
         if more:
-            if self._take_buffers(envelope, message) != envelope.header.n_buffers:
+            if self._take_buffers(envelope, message) != envelope.header.n_buffers \
+                    or len(envelope.buffers) != envelope.header.n_buffers:
                 self.n_garbage += 1
                 return 0
         self._acked(header.ack)
@@ -737,7 +748,9 @@ cdef class Channel:
             envelope.n_bytes += libzmq.msg_size(message)
             self.n_received_bytes += libzmq.msg_size(message)
             n_parts += 1
-            if len(buffers) < envelope.header.n_buffers:
+            # Over a limit the rest is dropped part by part; nothing is kept.
+            if len(buffers) < envelope.header.n_buffers and len(buffers) < self.max_buffers \
+                    and envelope.n_bytes <= self.max_bytes:
                 buffers.append(part_take(message))
         envelope.buffers = buffers
         return n_parts
@@ -824,6 +837,7 @@ cdef class Channel:
         return self._finish(pending, OUTCOME_EXPIRED)
 
     def _cancel(self, Pending pending not None) -> bool:
+        self._check()
         self.shared.lock.acquire()
         try:
             if self.pending.pop(pending.id, None) is None:
@@ -857,8 +871,8 @@ cdef int _run_callbacks(list finished) except -1:
             try:
                 callback(pending)
             except BaseException as exc:
-                # Not ours to handle, and nobody to raise it to: sys.unraisablehook is where Python reports such.
-                sys.unraisablehook(SimpleNamespace(
-                    exc_type=type(exc), exc_value=exc, exc_traceback=exc.__traceback__, object=callback,
-                    err_msg="exception ignored in the callback of a submitted request"))
+                # Not ours to handle, and nobody to raise it to. The interpreter's own hook takes no lookalike of its
+                # argument, so the interpreter has to make it.
+                PyErr_SetObject(type(exc), exc)
+                PyErr_WriteUnraisable(callback)
     return 0
