@@ -81,6 +81,7 @@ def serve_frames(router: zmq.Socket[bytes]) -> None:
         send(identity, more)
         if kind == CALL:
             send(body, 0, False)
+            del body  # as in C: freed once sent, so that the next one may come into the same memory
         else:
             send(COUNTED.pack(counted, time.monotonic_ns()))
             counted = 0
