@@ -43,10 +43,7 @@ def raised_by(exc: BaseException, *, skip: int = 1) -> dict[str, str]:
     for _ in range(skip):
         if trace is not None and trace.tb_next is not None:
             trace = trace.tb_next
-    if isinstance(exc, errors.RemoteError):
-        message = f"{exc.type}: {exc.message}"
-    else:
-        message = _text_of(exc)
+    message = f"{exc.type}: {exc.message}" if isinstance(exc, errors.RemoteError) else _text_of(exc)
     cls = type(exc)
     name = cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
     text = "".join(traceback.format_exception(cls, exc, trace))

@@ -9,28 +9,20 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, Self
 
-from zmqcore import errors
-from zmqcore._port import Port, Request
+from zmqcore._port import Port
 from zmqcore._version import __version__
 from zmqcore.matchmaker import Lease, Member
 from zmqcore.node import Node, default_node
 from zmqcore.rpc.dispatcher import Dispatcher, public_methods, signature_text
+from zmqcore.rpc.executor import Inline, Threads
 from zmqcore.topic import Topic
 
 __all__ = ["Server"]
 
 _logger = logging.getLogger("zmqcore.server")
-
-#: How long a draining server still listens after the last message has come, in seconds: what clients sent before
-#: they heard the goodbye arrives within this time.
-_DRAIN_QUIET = 0.1
-_DRAIN_STEP = 0.01
-#: How long replies that have been handed to libzmq may take to leave after the port is closed, in seconds.
-_LINGER = 2.0
 
 
 class Server:
@@ -76,7 +68,7 @@ class Server:
         self._stopped.set()
         self._port: Port | None = None
         self._lease: Lease | None = None
-        self._receiver: _Receiver | None = None
+        self._executor: Inline | Threads | None = None
         self._started_at = 0.0
         self.instance = ""
 
@@ -106,12 +98,12 @@ class Server:
         RuntimeError if it runs already.
         """
         with self._lock:
-            if self._receiver is not None:
+            if self._executor is not None:
                 raise RuntimeError(f"{self!r} runs already")
             self.instance = uuid.uuid4().hex
             port = self._node.open_port(self._bind)
-            receiver = _Receiver(port, self._dispatcher, self._workers, self._queue_size, str(self.topic))
-            receiver.start()
+            executor = self._make_executor(port)
+            executor.start()
             try:
                 self._lease = self._node.matchmaker.register(
                     Member(
@@ -125,14 +117,19 @@ class Server:
                     ttl=self._lease_ttl,
                 )
             except BaseException:
-                receiver.stop(drain=False, deadline=0.0)
+                executor.stop(drain=False, deadline=0.0)
                 raise
-            self._port, self._receiver = port, receiver
+            self._port, self._executor = port, executor
             self._started_at = time.monotonic()
             self._stopped.clear()
             self._node.own(self)
         _logger.info("serving %s at %s", self.topic, ", ".join(port.endpoints))
         return self
+
+    def _make_executor(self, port: Port) -> Inline | Threads:
+        if not self._workers:
+            return Inline(port, self._dispatcher, str(self.topic))
+        return Threads(port, self._dispatcher, self._workers, self._queue_size, str(self.topic))
 
     def stop(self, drain: bool = True, timeout: float = 10.0) -> bool:
         """Deregister, take nothing new, finish what has come (with ``drain``), then close.
@@ -142,13 +139,13 @@ class Server:
         """
         deadline = time.monotonic() + timeout
         with self._lock:
-            receiver, self._receiver = self._receiver, None
+            executor, self._executor = self._executor, None
             lease, self._lease = self._lease, None
-            if receiver is None:
+            if executor is None:
                 return True
             if lease is not None:
                 lease.close()
-            finished = receiver.stop(drain, deadline)
+            finished = executor.stop(drain, deadline)
             self._stopped.set()
         _logger.info("stopped serving %s", self.topic)
         return finished
@@ -159,7 +156,7 @@ class Server:
 
     def serve_forever(self) -> None:
         """Start if need be and serve until stop() is called or Ctrl-C is pressed."""
-        if self._receiver is None:
+        if self._executor is None:
             self.start()
         try:
             self.wait()
@@ -182,7 +179,7 @@ class Server:
     @property
     def running(self) -> bool:
         """Whether it has been started and not been stopped."""
-        return self._receiver is not None
+        return self._executor is not None
 
     @property
     def endpoints(self) -> tuple[str, ...]:
@@ -199,19 +196,19 @@ class Server:
 
     def stats(self) -> dict[str, Any]:
         """Return what the server has counted, as a JSON-able dict."""
-        receiver, dispatcher = self._receiver, self._dispatcher
+        executor, dispatcher = self._executor, self._dispatcher
         return {
             "topic": str(self.topic),
             "instance": self.instance,
             "pid": os.getpid(),
             "endpoints": list(self.endpoints),
             "workers": self._workers,
-            "uptime": time.monotonic() - self._started_at if receiver is not None else 0.0,
+            "uptime": time.monotonic() - self._started_at if executor is not None else 0.0,
             "handled": dispatcher.handled,
             "failed": dispatcher.failed,
             "expired": dispatcher.expired,
             "refused": dispatcher.refused,
-            "queued": receiver.queued if receiver is not None else 0,
+            "queued": executor.queued if executor is not None else 0,
             "port": self._port.stats() if self._port is not None else {},
             "node": self._node.stats(),
         }
@@ -219,122 +216,3 @@ class Server:
     def __repr__(self) -> str:
         state = "serving at " + ", ".join(self.endpoints) if self.running else "not running"
         return f"<Server {self.topic} {state}>"
-
-
-class _Receiver:
-    """The threads of a running server: one that receives, and ``workers`` that run handlers."""
-
-    def __init__(self, port: Port, dispatcher: Dispatcher, workers: int, queue_size: int, name: str) -> None:
-        self._port = port
-        self._run = dispatcher.run
-        self._give_up = dispatcher.give_up
-        self._queue: SimpleQueue[Request | None] = SimpleQueue()
-        self._queue_size = queue_size
-        self._room = threading.Event()
-        self._running = 0
-        self._draining = False
-        self._drain_until = 0.0
-        self._discard = False
-        self._threads = [
-            threading.Thread(target=self._work, name=f"zmqcore-worker-{name}-{i}", daemon=True)
-            for i in range(workers)
-        ]
-        target = self._receive_and_queue if workers else self._receive_and_run
-        self._receiving = threading.Thread(target=target, name=f"zmqcore-server-{name}", daemon=True)
-
-    @property
-    def queued(self) -> int:
-        """How many requests wait for a worker."""
-        return self._queue.qsize()
-
-    def start(self) -> None:
-        for thread in (*self._threads, self._receiving):
-            thread.start()
-
-    def stop(self, drain: bool, deadline: float) -> bool:
-        """Stop receiving, let the workers finish what is queued (with ``drain``), close the port."""
-        self._drain_until = deadline
-        self._draining = drain
-        self._discard = not drain
-        try:
-            if drain:
-                self._port.goodbye()
-                self._port.wake()
-            else:
-                self._port.close()
-            self._room.set()
-            self._join([self._receiving], deadline)
-            for _ in self._threads:
-                self._queue.put(None)
-            return self._join([self._receiving, *self._threads], deadline)
-        finally:
-            # What is still queued when the time is over is not run; its callers see the connection close.
-            self._discard = True
-            self._port.close(linger=_LINGER)
-
-    def _join(self, threads: list[threading.Thread], deadline: float) -> bool:
-        for thread in threads:
-            if thread is not threading.current_thread():
-                thread.join(max(0.0, deadline - time.monotonic()))
-        return not any(thread.is_alive() for thread in threads if thread is not threading.current_thread())
-
-    def _batches(self) -> Any:
-        """Yield what comes, batch by batch, until the server stops.
-
-        While draining, until nothing has come for a while and every client has all its replies.
-        """
-        receive = self._port.receive
-        try:
-            while not self._draining:
-                yield receive(64, None)
-            last = time.monotonic()
-            while (now := time.monotonic()) < self._drain_until:
-                if batch := receive(64, _DRAIN_STEP):
-                    last = time.monotonic()
-                    yield batch
-                elif now - last >= _DRAIN_QUIET and self._port.settled():
-                    return
-        except errors.Closed:
-            return
-        except errors.ZmqcoreError:
-            _logger.exception("the server stops: its port cannot receive")
-
-    def _receive_and_run(self) -> None:
-        run = self._run
-        for batch in self._batches():
-            for request in batch:
-                if self._discard:
-                    return
-                try:
-                    run(request)
-                except Exception as exc:  # noqa: BLE001 - give_up() logs it
-                    self._give_up(request, exc)
-
-    def _receive_and_queue(self) -> None:
-        put, size, limit = self._queue.put, self._queue.qsize, self._queue_size
-        for batch in self._batches():
-            for request in batch:
-                if size() >= limit:
-                    self._wait_for_room()
-                put(request)
-
-    def _wait_for_room(self) -> None:
-        while self._queue.qsize() >= self._queue_size and not self._discard:
-            self._room.clear()
-            # Looked at again after clearing: a worker may have made room in between.
-            if self._queue.qsize() >= self._queue_size:
-                self._room.wait(1.0)
-
-    def _work(self) -> None:
-        get, run, size, low = self._queue.get, self._run, self._queue.qsize, self._queue_size // 2
-        while True:
-            request = get()
-            if request is None:
-                return
-            if size() <= low and not self._room.is_set():
-                self._room.set()
-            if not self._discard:
-                try:
-                    run(request)
-                except Exception as exc:  # noqa: BLE001 - give_up() logs it
-                    self._give_up(request, exc)

@@ -1,0 +1,262 @@
+"""The threads of a running server: how they receive from one port and run what comes.
+
+There is no receiving thread that hands work to others, because handing over to another Python thread costs as much as
+a whole round trip. Instead the thread that has received a request runs it:
+
+* :class:`Inline` is one thread that does both in turn.
+* :class:`Threads` are N + 1 threads, of which at most N run handlers and one at a time *receives*. Whoever has received
+  runs the first request itself. Before a handler that usually takes long it wakes another thread to receive meanwhile;
+  before a short one it wakes nobody and receives again right after. While requests are coming, one more thread stands
+  by and looks every millisecond whether a handler takes longer than it used to; then it takes over.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+
+from zmqcore import errors
+from zmqcore._port import Port, Request
+from zmqcore.rpc.dispatcher import Dispatcher
+
+__all__ = ["Inline", "Threads"]
+
+_logger = logging.getLogger("zmqcore.server")
+
+_BATCH = 64
+#: How long a draining server still listens after the last message has come, in seconds: what clients sent before
+#: they heard the goodbye arrives within this time.
+_DRAIN_QUIET = 0.1
+_DRAIN_STEP = 0.01
+#: How long replies that have been handed to libzmq may take to leave after the port is closed, in seconds.
+_LINGER = 2.0
+#: A handler that takes longer than this, in seconds, is worth waking another thread for.
+_SLOW = 250e-6
+#: How often the thread that stands by looks, and how long after the last request it still does, in seconds.
+_STANDBY_INTERVAL = 0.001
+_STANDBY_FOR = 0.1
+
+
+class _Executor:
+    """What both have in common: a port, what comes from it, and the end."""
+
+    def __init__(self, port: Port, dispatcher: Dispatcher) -> None:
+        self._port = port
+        self._dispatcher = dispatcher
+        self._draining = False
+        self._drain_until = 0.0
+        self._discard = False
+        self._threads: list[threading.Thread] = []
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self, drain: bool, deadline: float) -> bool:
+        """Take nothing new, finish what has come (with ``drain``) until ``deadline``, close the port.
+
+        Returns whether everything was finished.
+        """
+        self._drain_until = deadline
+        self._draining = drain
+        self._discard = not drain
+        try:
+            if drain:
+                self._port.goodbye()
+                self._port.wake()
+            else:
+                self._port.close()
+            me = threading.current_thread()
+            for thread in self._threads:
+                if thread is not me:
+                    thread.join(max(0.0, deadline - time.monotonic()))
+            return not any(thread.is_alive() for thread in self._threads if thread is not me)
+        finally:
+            # What has not been run when the time is over is not run; its callers see the connection close.
+            self._discard = True
+            self._port.close(linger=_LINGER)
+
+    def _batches(self) -> Iterator[list[Request]]:
+        """Yield what comes, batch by batch, until the server stops.
+
+        While draining, until nothing has come for a while and every client has all its replies.
+        """
+        receive = self._port.receive
+        try:
+            while not self._draining:
+                if batch := receive(_BATCH, None):
+                    yield batch
+            last = time.monotonic()
+            while (now := time.monotonic()) < self._drain_until:
+                if batch := receive(_BATCH, _DRAIN_STEP):
+                    last = time.monotonic()
+                    yield batch
+                elif now - last >= _DRAIN_QUIET and self._port.settled():
+                    return
+        except errors.Closed:
+            return
+        except errors.ZmqcoreError:
+            _logger.exception("the server stops: its port cannot receive")
+
+    def _execute(self, request: Request) -> None:
+        if self._discard:
+            return
+        try:
+            self._dispatcher.run(request)
+        except Exception as exc:  # noqa: BLE001 - give_up() logs it
+            self._dispatcher.give_up(request, exc)
+
+
+class Inline(_Executor):
+    """One thread that receives and runs handlers in turn."""
+
+    def __init__(self, port: Port, dispatcher: Dispatcher, name: str) -> None:
+        super().__init__(port, dispatcher)
+        self._threads = [threading.Thread(target=self._loop, name=f"zmqcore-server-{name}", daemon=True)]
+
+    @property
+    def queued(self) -> int:
+        """How many requests have been received and are not being run."""
+        return 0
+
+    def _loop(self) -> None:
+        run, give_up = self._dispatcher.run, self._dispatcher.give_up
+        for batch in self._batches():
+            for request in batch:
+                if self._discard:
+                    return
+                try:
+                    run(request)
+                except Exception as exc:  # noqa: BLE001 - give_up() logs it
+                    give_up(request, exc)
+
+
+class Threads(_Executor):
+    """``workers`` + 1 threads that take turns in receiving; at most ``workers`` run handlers.
+
+    When all of them do, the last one goes on receiving until ``queue_size`` requests wait; then nobody receives
+    until one of them has been begun.
+
+    The condition's lock guards all that follows it here:
+      I1. At most one thread receives: the one that has set ``_receiving``.
+      I2. ``_running`` threads run handlers, or are about to; never more than ``workers``.
+      I3. If nobody receives and there is room, some thread is running a handler that is expected to be short, is on its
+          way to _take(), or is standing by.
+    """
+
+    def __init__(self, port: Port, dispatcher: Dispatcher, workers: int, queue_size: int, name: str) -> None:
+        super().__init__(port, dispatcher)
+        self._workers = workers
+        self._queue_size = queue_size
+        self._durations: dict[str, float] = {}
+        self._incoming = self._batches()
+        self._changed = threading.Condition(threading.Lock())
+        self._backlog: deque[Request] = deque()
+        self._receiving = False
+        self._standing_by = False
+        self._ended = False
+        self._running = 0
+        self._idle = 0
+        self._last_batch = 0.0
+        self._threads = [
+            threading.Thread(target=self._loop, name=f"zmqcore-server-{name}-{i}", daemon=True)
+            for i in range(workers + 1)
+        ]
+
+    @property
+    def queued(self) -> int:
+        """How many requests have been received and are not being run."""
+        return len(self._backlog)
+
+    def _loop(self) -> None:
+        request: Request | None = None
+        while True:
+            if request is None:
+                request = self._take()
+                if request is None:
+                    return
+            method = request.method
+            if self._durations.get(method, 1.0) > _SLOW:
+                self._wake_others()
+            started = time.perf_counter()
+            self._execute(request)
+            self._note_duration(method, time.perf_counter() - started)
+            request = self._next()
+
+    def _note_duration(self, method: str, seconds: float) -> None:
+        if method in self._dispatcher.methods:
+            self._durations[method] = 0.75 * self._durations.get(method, seconds) + 0.25 * seconds
+
+    def _wake_others(self) -> None:
+        """This thread will be busy for long: somebody else should receive, and run what waits."""
+        with self._changed:
+            if self._idle:
+                self._changed.notify(1 + len(self._backlog))
+
+    def _next(self) -> Request | None:
+        """After a handler: go on with what waits, or stop running handlers."""
+        with self._changed:
+            if self._backlog:
+                return self._backlog.popleft()
+            self._running -= 1
+            return None
+
+    def _take(self) -> Request | None:
+        """Return a request to run, counted as running: one that waits, or one received. None at the end."""
+        while True:
+            with self._changed:
+                while True:
+                    if self._backlog and self._running < self._workers:
+                        self._running += 1
+                        return self._backlog.popleft()
+                    if self._ended:
+                        return None
+                    if not self._receiving and len(self._backlog) < self._queue_size:
+                        self._receiving = True
+                        break
+                    self._sleep()
+            request = self._receive()
+            if request is not None:
+                return request
+
+    def _sleep(self) -> None:
+        """Wait until something has changed; one of the waiting threads stands by while requests are coming."""
+        self._idle += 1
+        try:
+            if self._standing_by or time.monotonic() - self._last_batch > _STANDBY_FOR:
+                self._changed.wait()
+                return
+            self._standing_by = True
+            try:
+                self._changed.wait(_STANDBY_INTERVAL)
+            finally:
+                self._standing_by = False
+        finally:
+            self._idle -= 1
+
+    def _receive(self) -> Request | None:
+        """Receive until there is a request that this thread may run; return it, counted as running.
+
+        None when nothing more will come, or nothing more may be received now.
+        """
+        for batch in self._incoming:
+            with self._changed:
+                self._last_batch = time.monotonic()
+                self._backlog.extend(batch)
+                if self._idle and not self._standing_by:
+                    self._changed.notify()
+                if self._running < self._workers:
+                    self._running += 1
+                    self._receiving = False
+                    return self._backlog.popleft()
+                if len(self._backlog) >= self._queue_size:
+                    self._receiving = False
+                    return None
+        with self._changed:
+            self._ended = True
+            self._receiving = False
+            self._changed.notify_all()
+        return None
