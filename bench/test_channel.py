@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 import pytest
 import zmq
 from pytest_benchmark.fixture import BenchmarkFixture
-from zmqcore._channel import Channel
 
+from zmqcore._channel import Channel
 from zmqcore.codec import get_codec
 
 TOPIC = b"bench"
