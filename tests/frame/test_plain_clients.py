@@ -463,8 +463,8 @@ def specification() -> str:
 
 
 def hex_dumps(text: str) -> list[bytes]:
-    """Return the bytes of each block of the worked example: lines of hex, each with a comment after two spaces."""
-    blocks = re.findall(r"```hex\n(.*?)```", text, re.DOTALL)
+    """Return the bytes of each block of the worked example: lines of hex, with a comment after two spaces."""
+    blocks = re.findall(r"```text\n(7a 43 .*?)```", text, re.DOTALL)
     return [bytes.fromhex(re.sub(r"(?m)  .*$", "", block)) for block in blocks]
 
 
