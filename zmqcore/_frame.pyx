@@ -32,6 +32,7 @@ from cpython.buffer cimport (
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize
+from libc.errno cimport EINTR
 from libc.stddef cimport size_t
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
@@ -511,13 +512,16 @@ cdef int parcel_send(Parcel *parcel, void *socket) noexcept nogil:
     """
     cdef Py_ssize_t i
     cdef int flags = ZMQ_DONTWAIT | ZMQ_SNDMORE if parcel.n_parts else ZMQ_DONTWAIT
-    if libzmq.msg_send(&parcel.head, socket, flags) < 0:
-        return libzmq.get_errno()
+    # A signal may end even a send that does not block; a message that stops half way would swallow the next one.
+    while libzmq.msg_send(&parcel.head, socket, flags) < 0:
+        if libzmq.get_errno() != EINTR:
+            return libzmq.get_errno()
     parcel.header = NULL
     for i in range(parcel.n_parts):
         flags = ZMQ_DONTWAIT | ZMQ_SNDMORE if i + 1 < parcel.n_parts else ZMQ_DONTWAIT
-        if libzmq.msg_send(&parcel.parts[i], socket, flags) < 0:
-            return libzmq.get_errno()
+        while libzmq.msg_send(&parcel.parts[i], socket, flags) < 0:
+            if libzmq.get_errno() != EINTR:
+                return libzmq.get_errno()
     # A sent message is an empty one (zmq_msg_send(3)); only the array is left to free.
     PyMem_RawFree(parcel.parts)
     parcel.parts = NULL

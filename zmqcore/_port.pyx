@@ -589,7 +589,9 @@ cdef class Port:
                 return 0
             if delimiter:
                 libzmq.msg_init(&part)
-                libzmq.msg_send(&part, self.shared.handle, ZMQ_DONTWAIT | ZMQ_SNDMORE)
+                while libzmq.msg_send(&part, self.shared.handle, ZMQ_DONTWAIT | ZMQ_SNDMORE) < 0:
+                    if libzmq.get_errno() != EINTR:
+                        break
             self.n_sent_bytes += parcel.n_bytes
             code = parcel_send(parcel, self.shared.handle)
             if code != 0 and code != EAGAIN and code != EHOSTUNREACH:
