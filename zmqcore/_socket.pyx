@@ -248,9 +248,15 @@ cdef class Waiter:
 
         Returns WAIT_* bits. Runs signal handlers; what one raises is raised here.
         """
-        cdef int result
-        with nogil:
-            result = zc_wait(fd, self.read_fd, deadline, spin_ns)
+        cdef int result = 0
+        if spin_ns > 0:
+            with nogil:
+                result = zc_wait(fd, self.read_fd, min(deadline, zc_now_ns() + spin_ns), spin_ns)
+        if result == 0:
+            # A signal that came before poll(2) does not interrupt it.
+            PyErr_CheckSignals()
+            with nogil:
+                result = zc_wait(fd, self.read_fd, deadline, 0)
         if result & WAIT_INTERRUPTED:
             PyErr_CheckSignals()
         return result
