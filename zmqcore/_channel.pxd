@@ -25,7 +25,9 @@ cdef class Pending:
     cdef Channel channel
     cdef Envelope reply
     cdef Waiter waiter          # of the thread that waits for it, if any
+    cdef list joined            # further threads that wait for it, each as a Pending of its own
     cdef object callback
+    cdef size_t size            # of the message that a sender wants to send
     cdef uint64_t id
     cdef int64_t started
     cdef int64_t deadline
@@ -69,6 +71,14 @@ cdef class Channel:
 
     cdef uint64_t n_calls, n_casts, n_replies, n_late, n_garbage, n_timeouts, n_lost, n_window_waits, n_received_bytes
 
+    cpdef Envelope call(
+        self, bytes topic, str method, body, list buffers, bytes metadata, int codec, timeout)
+    cpdef Pending submit(
+        self, bytes topic, str method, body, list buffers, bytes metadata, int codec, timeout, callback)
+    cpdef uint64_t send(
+        self, str kind, bytes topic, str method, body, list buffers, bytes metadata, int codec, timeout,
+        bint expires=*) except 0
+
     cdef int _check(self) except -1
     cdef bint is_clean(self) noexcept
     cdef Pending _start(
@@ -80,7 +90,8 @@ cdef class Channel:
     cdef int _record_sent(self, size_t size) noexcept
     cdef int _acked(self, uint64_t ack) except -1
     cdef int _wake_sender(self) except -1
-    cdef int _wait_in_turn(self, Pending op, int64_t deadline) except -1
+    cdef int _wait_in_turn(self, size_t size, int64_t started, int64_t deadline) except -1
+    cdef int _leave_queue(self, Pending turn) except -1
     cdef int _raise_gone(self) except -1
     cdef int _raise_no_room(self, int64_t started) except -1
     cdef int _await(self, Pending op, int64_t deadline) except -1

@@ -37,7 +37,7 @@ from libc.stddef cimport size_t
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from zmqcore._frame cimport (
-    FLAG_FLOW, KIND_ACK, KIND_CALL, KIND_ERROR, KIND_GOODBYE, KIND_HELLO, KIND_PING, KIND_PONG,
+    FLAG_FLOW, KIND_ACK, KIND_CALL, KIND_CAST, KIND_ERROR, KIND_GOODBYE, KIND_HELLO, KIND_PING, KIND_PONG,
     KIND_REPLY, NO_DEADLINE, Envelope, Header, Parcel, envelope_take, parcel_close, parcel_pack,
     parcel_pack_control, parcel_send,
     parcel_set_id, parcel_set_remaining, parse_header, part_take, release_sent_buffers,
@@ -86,10 +86,10 @@ cdef class Pending:
     def wait(self, timeout: float | None = None) -> bool:
         """Drive the channel until this request has ended or ``timeout`` seconds have passed; return ``done``.
 
-        Returns at once if another thread is doing that for this request already.
+        Any number of threads may do that.
         """
         cdef int64_t deadline = min(deadline_after(timeout), self.deadline)
-        if self.outcome == OUTCOME_WAITING and self.waiter is None:
+        if self.outcome == OUTCOME_WAITING:
             self.channel._check()
             self.channel._await(self, deadline)
             if self.outcome == OUTCOME_WAITING and now_ns() >= self.deadline:
@@ -168,10 +168,9 @@ cdef class Channel:
 
     # -- what the callers use ---------------------------------------------------------------------------
 
-    def call(
-        self, bytes topic not None, str method not None, body, list buffers, bytes metadata not None, int codec,
-        timeout,
-    ) -> Envelope:
+    cpdef Envelope call(
+        self, bytes topic, str method, body, list buffers, bytes metadata, int codec, timeout,
+    ):
         """Send a call and return the reply's envelope (kind "reply" or "error").
 
         ``body`` is bytes-like and copied; ``buffers`` (or None) are bytes-like, not copied, and must not change
@@ -189,10 +188,9 @@ cdef class Channel:
                     self._abandon(pending)
         return self._result(pending)
 
-    def submit(
-        self, bytes topic not None, str method not None, body, list buffers, bytes metadata not None, int codec,
-        timeout, callback,
-    ) -> Pending:
+    cpdef Pending submit(
+        self, bytes topic, str method, body, list buffers, bytes metadata, int codec, timeout, callback,
+    ):
         """Send a call and return at once; ``callback(pending)`` is called once when it has ended.
 
         The callback runs on whichever thread drives the channel, outside its lock; what it raises is reported by
@@ -203,16 +201,16 @@ cdef class Channel:
         return self._start(
             KIND_CALL, topic, method, body, buffers, metadata, codec, deadline_after(timeout), callback, True)
 
-    def send(
-        self, str kind not None, bytes topic not None, str method not None, body, list buffers,
-        bytes metadata not None, int codec, timeout, bint expires=False,
-    ) -> int:
+    cpdef uint64_t send(
+        self, str kind, bytes topic, str method, body, list buffers, bytes metadata, int codec, timeout,
+        bint expires=False,
+    ) except 0:
         """Send a one-way message of ``kind`` ("cast" or "fanout") and return its id once libzmq has it.
 
         Waits up to ``timeout`` seconds for a connection and for room in the window. With ``expires`` the message
         carries what is left of the timeout as its deadline; else it has none. Raises as call() does.
         """
-        cdef int number = KINDS[kind]
+        cdef int number = KIND_CAST if kind == "cast" else KINDS[kind]
         cdef Pending sent = self._start(
             number, topic, method, body, buffers, metadata, codec, deadline_after(timeout), None, False, expires)
         return sent.id
@@ -241,11 +239,14 @@ cdef class Channel:
         self.shared.lock.acquire()
         try:
             self._drain()
-            while self.state == STATE_CONNECTING and now_ns() < deadline:
+            if self.state == STATE_CONNECTING:
                 op = Pending.__new__(Pending)
                 op.channel = self
-                self._wait_in_turn(op, deadline)
-                self._wake_sender()
+                self.senders.append(op)
+                try:
+                    self._lead_or_follow(op, deadline)
+                finally:
+                    self._leave_queue(op)
         finally:
             self._unlock()
         return self.state == STATE_OPEN
@@ -273,10 +274,11 @@ cdef class Channel:
                 if pending is not None:
                     self._expire(pending)
             if self.on_clean is not None:
-                if now >= self.drain_deadline:
+                if now >= self.drain_deadline and not self.pending:
                     self._lose("it was retired and its peer has not acknowledged what was sent")
                 elif not self.is_clean():
-                    return min((self.drain_deadline - now) / 1e9, 3600.0)
+                    # Overdue, but calls are outstanding: they have deadlines of their own.
+                    return max(0.05, min((self.drain_deadline - now) / 1e9, 3600.0))
             self.attended = False
             return None
         finally:
@@ -406,6 +408,8 @@ cdef class Channel:
         pending.callback = callback
         pending.deadline = deadline
         self._check()
+        if topic is None or method is None or metadata is None:
+            raise TypeError("topic and metadata are bytes and method is str, not None")
         header.kind = kind
         header.flags = FLAG_FLOW
         header.codec = codec
@@ -439,29 +443,12 @@ cdef class Channel:
         """Send ``parcel`` under the next id when there is a connection and room. The lock is held throughout,
         but for the time spent waiting."""
         cdef int code
-        cdef Pending turn
         cdef size_t size = parcel.n_bytes
         pending.started = now_ns()
         if self.senders or self.state != STATE_OPEN or not self._has_room(size):
             if self.state == STATE_OPEN:
                 self.n_window_waits += 1
-            while True:
-                if self.state <= STATE_OPEN:
-                    self._drain()
-                if self.state > STATE_OPEN or self.goodbye:
-                    self._raise_gone()
-                if self.state == STATE_OPEN and self._has_room(size) and not self.senders:
-                    break
-                turn = Pending.__new__(Pending)
-                turn.channel = self
-                self._wait_in_turn(turn, deadline)
-                if self.state > STATE_OPEN:
-                    self._raise_gone()
-                if turn.outcome == OUTCOME_DONE and self.state == STATE_OPEN and self._has_room(size):
-                    break
-                if now_ns() >= deadline:
-                    self._wake_sender()
-                    self._raise_no_room(pending.started)
+            self._wait_in_turn(size, pending.started, deadline)
         elif (self.sent_id - self.acked_id) & 127 == 127 or pending.started - self.last_drain > LOOK_INTERVAL:
             # Acknowledgements and a goodbye must be taken now and then even if nobody ever waits.
             self._drain()
@@ -514,23 +501,48 @@ cdef class Channel:
         return 0
 
     cdef int _wake_sender(self) except -1:
-        """If a sender could go on now, tell the first one."""
+        """If the first of those who wait for a connection or for room can go on now, tell it. It stays the first
+        until it has left by itself, so nobody overtakes it meanwhile."""
         cdef Pending first
-        if self.senders and self.state != STATE_CONNECTING and (self.state != STATE_OPEN or self._has_room(0)):
-            first = self.senders.popleft()
-            first.outcome = OUTCOME_DONE
-            if first.waiter is not None:
-                first.waiter.wake()
+        if self.senders and self.state != STATE_CONNECTING:
+            first = self.senders[0]
+            if first.outcome == OUTCOME_WAITING and (self.state != STATE_OPEN or self._has_room(first.size)):
+                first.outcome = OUTCOME_DONE
+                if first.waiter is not None:
+                    first.waiter.wake()
         return 0
 
-    cdef int _wait_in_turn(self, Pending op, int64_t deadline) except -1:
-        """Wait until _wake_sender() comes to ``op`` or the deadline. The lock is held on entry and on return."""
-        self.senders.append(op)
+    cdef int _wait_in_turn(self, size_t size, int64_t started, int64_t deadline) except -1:
+        """Wait until there is a connection and room for ``size`` bytes, and all who came before have left.
+
+        The lock is held on entry and on return, and not released between the last look and the return. Raises as
+        send() does.
+        """
+        cdef Pending turn = Pending.__new__(Pending)
+        turn.channel = self
+        turn.size = size
+        self.senders.append(turn)
         try:
-            self._lead_or_follow(op, deadline)
+            while True:
+                self._drain()
+                if self.state > STATE_OPEN or self.goodbye:
+                    self._raise_gone()
+                if self.state == STATE_OPEN and self.senders[0] is turn and self._has_room(size):
+                    self.senders.popleft()      # who is the first now is told when this one has sent
+                    return 0
+                if deadline != NEVER and now_ns() >= deadline:
+                    self._raise_no_room(started)
+                turn.outcome = OUTCOME_WAITING
+                self._lead_or_follow(turn, deadline)
         finally:
-            if op.outcome == OUTCOME_WAITING:
-                self.senders.remove(op)
+            self._leave_queue(turn)
+
+    cdef int _leave_queue(self, Pending turn) except -1:
+        """If ``turn`` stands in the queue, take it out and tell who is the first then."""
+        if turn in self.senders:
+            self.senders.remove(turn)
+            self._wake_sender()
+        return 0
 
     cdef int _raise_gone(self) except -1:
         if self.state == STATE_CLOSED:
@@ -552,9 +564,23 @@ cdef class Channel:
 
     cdef int _await(self, Pending op, int64_t deadline) except -1:
         """Wait until ``op`` has ended, or the deadline."""
+        cdef Pending joined
         self.shared.lock.acquire()
         try:
-            self._lead_or_follow(op, deadline)
+            if op.waiter is None:
+                self._lead_or_follow(op, deadline)
+            elif op.outcome == OUTCOME_WAITING:
+                # Another thread waits for it already; _finish() ends this one with it.
+                joined = Pending.__new__(Pending)
+                joined.channel = self
+                if op.joined is None:
+                    op.joined = []
+                op.joined.append(joined)
+                try:
+                    self._lead_or_follow(joined, deadline)
+                finally:
+                    if joined.outcome == OUTCOME_WAITING:
+                        op.joined.remove(joined)
         finally:
             self._unlock()
         return 0
@@ -562,13 +588,13 @@ cdef class Channel:
     cdef int _lead_or_follow(self, Pending op, int64_t deadline) except -1:
         """Drive the channel, or let another thread do so, until ``op`` has ended or the deadline.
 
-        The lock is held on entry and on return, but not while waiting or while callbacks run. Returns at once if
-        another thread waits for ``op`` already.
+        The lock is held on entry and on return, but not while waiting or while callbacks run. No other thread waits
+        for ``op``.
         """
         cdef Waiter waiter
         cdef int64_t budget, before
         cdef bint overdue = False
-        if op.outcome != OUTCOME_WAITING or op.waiter is not None:
+        if op.outcome != OUTCOME_WAITING:
             return 0
         waiter = waiter_borrow()
         op.waiter = waiter
@@ -789,9 +815,13 @@ cdef class Channel:
 
     cdef int _finish(self, Pending pending, int outcome) except -1:
         """End ``pending``, which has been taken out of the tables, and wake or note whom it concerns."""
+        cdef Pending joined
         pending.outcome = outcome
         if pending.callback is not None:
             self.finished.append(pending)
+        if pending.joined is not None:
+            for joined in pending.joined:
+                self._finish(joined, outcome)
         # The leader itself is awake while it drains; it sleeps only while ``watched``.
         if pending.waiter is not None and (self.watched or pending is not self.leader):
             pending.waiter.wake()
@@ -837,6 +867,8 @@ cdef class Channel:
         return self._finish(pending, OUTCOME_EXPIRED)
 
     def _cancel(self, Pending pending not None) -> bool:
+        # Referred to until the lock is released: the callback's finalizer is user code.
+        callback = pending.callback
         self._check()
         self.shared.lock.acquire()
         try:
