@@ -1,9 +1,10 @@
 from collections.abc import Callable
 from typing import Any
 
-from typing_extensions import disjoint_base
+from typing_extensions import Buffer, disjoint_base
 
-from zmqcore._channel import Channel
+from zmqcore._channel import Channel, Pending
+from zmqcore._frame import Envelope
 
 __all__ = ["ChannelPool", "default_max_sockets"]
 
@@ -31,6 +32,7 @@ class ChannelPool:
         max_waiting: int = 10_000,
         connect_timeout: float = 2.0,
         drain_timeout: float = 5.0,
+        liveness: float = 10.0,
         probe: Callable[[str, float], str | None] | None = None,
         maintenance: Callable[[ChannelPool], object] | None = None,
         clock: Callable[[], float] | None = None,
@@ -40,6 +42,41 @@ class ChannelPool:
         self, endpoint: str, timeout: float | None = None, *, persistent: bool = False
     ) -> Channel: ...
     def release(self, channel: Channel) -> None: ...
+    def call(
+        self,
+        endpoint: str,
+        topic: bytes,
+        method: str,
+        body: Buffer,
+        buffers: list[Any] | None,
+        metadata: bytes,
+        codec: int,
+        timeout: float | None,
+    ) -> Envelope: ...
+    def send(
+        self,
+        endpoint: str,
+        kind: str,
+        topic: bytes,
+        method: str,
+        body: Buffer,
+        buffers: list[Any] | None,
+        metadata: bytes,
+        codec: int,
+        timeout: float | None,
+    ) -> int: ...
+    def submit(
+        self,
+        endpoint: str,
+        topic: bytes,
+        method: str,
+        body: Buffer,
+        buffers: list[Any] | None,
+        metadata: bytes,
+        codec: int,
+        timeout: float | None,
+        callback: Callable[[Pending], object],
+    ) -> Pending: ...
     def pin(self, endpoint: str) -> None: ...
     def unpin(self, endpoint: str) -> None: ...
     def maintain(self) -> float | None: ...

@@ -14,7 +14,7 @@ from zmqcore import errors
 from zmqcore._frame import Envelope
 from zmqcore.codec import Codec
 
-__all__ = ["describe", "raised_by", "to_exception"]
+__all__ = ["describe", "outcome", "raised_by", "to_exception"]
 
 #: What a server says before or instead of running the handler. "raised" is what the handler itself raised.
 _CODES: dict[str, type[errors.ZmqcoreError]] = {
@@ -58,6 +58,18 @@ def _text_of(exc: BaseException) -> str:
         return str(exc)
     except BaseException:  # noqa: BLE001 - the exception is the user's, and so is its __str__
         return f"<str() of this {type(exc).__name__} failed>"
+
+
+def outcome(envelope: Envelope, codec: Codec, endpoint: str) -> Any:
+    """Return the result in a "reply" from ``endpoint``, or raise what another envelope stands for."""
+    kind = envelope.kind
+    if kind == "reply" and envelope.codec == codec.id:
+        return codec.decode(envelope, envelope.buffers or ())
+    if kind == "error" and envelope.codec in (0, codec.id):
+        raise to_exception(envelope, codec, endpoint)
+    raise errors.ProtocolError(
+        f"{endpoint} answered by a {kind!r} of codec {envelope.codec}; expected codec {codec.id}"
+    )
 
 
 def to_exception(envelope: Envelope, codec: Codec, endpoint: str) -> errors.ZmqcoreError:
