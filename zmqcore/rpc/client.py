@@ -80,14 +80,13 @@ class Client:
         """
         buffers: list[Any] = []
         body = self._codec.encode((args, kwargs), buffers)
-        wire, codec, call, timeout = self._wire, self._codec_id, self._pool.call, self.timeout
-        out_of_band = buffers or None
         started = time.monotonic()
+        request = (self._wire, method, body, buffers or None, b"", self._codec_id)
         target = self._route.only()
         if target is not None and _inherited() is None:
             # Most calls go this way: nothing to choose, no lock to take.
             try:
-                envelope = call(target.endpoint, wire, method, body, out_of_band, b"", codec, timeout)
+                envelope = self._pool.call(target.endpoint, *request, self.timeout)
                 return faults.outcome(envelope, self._codec, target.endpoint)
             except errors.Unreachable:
                 pass
@@ -95,8 +94,7 @@ class Client:
                 if exc.executed_possible:
                     raise
         envelope, target = self._route.place(
-            lambda target, left: call(target.endpoint, wire, method, body, out_of_band, b"", codec, left),
-            deadlines.tighten(timeout, started),
+            self._pool.call, request, deadlines.tighten(self.timeout, started)
         )
         self._route.done(target)
         return faults.outcome(envelope, self._codec, target.endpoint)
@@ -109,22 +107,16 @@ class Client:
         """
         buffers: list[Any] = []
         body = self._codec.encode((args, kwargs), buffers)
-        wire, codec, send, timeout = self._wire, self._codec_id, self._pool.send, self.timeout
-        out_of_band = buffers or None
         started = time.monotonic()
+        request = ("cast", self._wire, method, body, buffers or None, b"", self._codec_id)
         target = self._route.only()
         if target is not None and _inherited() is None:
             try:
-                send(target.endpoint, "cast", wire, method, body, out_of_band, b"", codec, timeout)
+                self._pool.send(target.endpoint, *request, self.timeout)
                 return
             except (errors.Unreachable, errors.PeerLost):
                 pass  # certainly not executed: whatever the reason, it has not left
-        _, target = self._route.place(
-            lambda target, left: send(
-                target.endpoint, "cast", wire, method, body, out_of_band, b"", codec, left
-            ),
-            deadlines.tighten(timeout, started),
-        )
+        _, target = self._route.place(self._pool.send, request, deadlines.tighten(self.timeout, started))
         self._route.done(target)
 
     def fanout(self, method: str, /, *args: Any, **kwargs: Any) -> Fanout:
@@ -135,14 +127,13 @@ class Client:
         deadline = deadlines.tighten(self.timeout)
         buffers: list[Any] = []
         body = self._codec.encode((args, kwargs), buffers)
-        wire, codec, out_of_band = self._wire, self._codec_id, buffers or None
+        request = (self._wire, method, body, buffers or None, b"", self._codec_id)
         membership = self._route.members(deadline)
         sent: list[Member] = []
         failed: dict[Member, Exception] = {}
         for target in self._route.targets(membership):
-            left = time_left(deadline)
             try:
-                self._pool.send(target.endpoint, "fanout", wire, method, body, out_of_band, b"", codec, left)
+                self._pool.send(target.endpoint, "fanout", *request, time_left(deadline))
             except errors.ZmqcoreError as exc:
                 failed[target.member] = exc
             else:
@@ -158,17 +149,14 @@ class Client:
         deadline = deadlines.tighten(self.timeout)
         buffers: list[Any] = []
         body = self._codec.encode((args, kwargs), buffers)
-        wire, codec, out_of_band = self._wire, self._codec_id, buffers or None
+        request = (self._wire, method, body, buffers or None, b"", self._codec_id)
         membership = self._route.members(deadline)
         gathered = Gathered(membership.epoch)
         started: list[tuple[Target, Pending]] = []
         try:
             for target in self._route.targets(membership):
-                left = time_left(deadline)
                 try:
-                    pending = self._pool.submit(
-                        target.endpoint, wire, method, body, out_of_band, b"", codec, left, _nobody
-                    )
+                    pending = self._pool.submit(target.endpoint, *request, time_left(deadline), _nobody)
                 except errors.ZmqcoreError as exc:
                     gathered.missing[target.member] = exc
                 else:
@@ -196,14 +184,11 @@ class Client:
         """
         buffers: list[Any] = []
         body = self._codec.encode((args, kwargs), buffers)
-        wire, codec, submit = self._wire, self._codec_id, self._pool.submit
-        out_of_band = buffers or None
+        request = (self._wire, method, body, buffers or None, b"", self._codec_id)
         future = CallFuture(self._route, self._codec)
+        submit, settle = self._pool.submit, future.settle
         pending, target = self._route.place(
-            lambda target, left: submit(
-                target.endpoint, wire, method, body, out_of_band, b"", codec, left, future.settle
-            ),
-            deadlines.tighten(self.timeout),
+            lambda *arguments: submit(*arguments, settle),  # type: ignore[call-arg] request, deadlines.tighten(self.timeout)
         )
         future.sent(pending, target)
         return future

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from zmqcore import errors
 from zmqcore.endpoint import Endpoint
@@ -92,8 +92,10 @@ class Route:
             return target
         return None
 
-    def place(self, operate: Callable[[Target, float | None], T], deadline: float | None) -> tuple[T, Target]:
-        """Do ``operate(target, timeout)`` for the member whose turn it is; return its result and the target.
+    def place(
+        self, operate: Callable[..., T], arguments: tuple[Any, ...], deadline: float | None
+    ) -> tuple[T, Target]:
+        """Do ``operate(endpoint, *arguments, timeout)`` for the member whose turn it is; return result and target.
 
         While it is certain that nothing was executed, another member is tried, or the same one again a little later.
         The target counts one more outstanding call, until done().
@@ -107,7 +109,7 @@ class Route:
             target = balancer.choose(membership, tried) if membership.members else None
             if target is not None:
                 try:
-                    return operate(target, time_left(deadline)), target
+                    return operate(target.endpoint, *arguments, time_left(deadline)), target
                 except (errors.Unreachable, errors.PeerLost) as exc:
                     balancer.done(target)
                     if isinstance(exc, errors.PeerLost) and exc.executed_possible:
