@@ -74,8 +74,8 @@ class ChannelPool:
         buffers: list[Any] | None,
         metadata: bytes,
         codec: int,
-        timeout: float | None,
         callback: Callable[[Pending], object],
+        timeout: float | None,
     ) -> Pending: ...
     def pin(self, endpoint: str) -> None: ...
     def unpin(self, endpoint: str) -> None: ...

@@ -379,8 +379,8 @@ cdef class ChannelPool:
             self.release(channel)
 
     def submit(
-        self, str endpoint not None, bytes topic, str method, body, list buffers, bytes metadata, int codec, timeout,
-        callback,
+        self, str endpoint not None, bytes topic, str method, body, list buffers, bytes metadata, int codec,
+        callback, timeout,
     ) -> Pending:
         """acquire(), Channel.submit() and release() in one; ``timeout`` in seconds bounds acquire and call together.
 

@@ -149,14 +149,14 @@ class Client:
         deadline = deadlines.tighten(self.timeout)
         buffers: list[Any] = []
         body = self._codec.encode((args, kwargs), buffers)
-        request = (self._wire, method, body, buffers or None, b"", self._codec_id)
+        request = (self._wire, method, body, buffers or None, b"", self._codec_id, _nobody)
         membership = self._route.members(deadline)
         gathered = Gathered(membership.epoch)
         started: list[tuple[Target, Pending]] = []
         try:
             for target in self._route.targets(membership):
                 try:
-                    pending = self._pool.submit(target.endpoint, *request, time_left(deadline), _nobody)
+                    pending = self._pool.submit(target.endpoint, *request, time_left(deadline))
                 except errors.ZmqcoreError as exc:
                     gathered.missing[target.member] = exc
                 else:
@@ -184,12 +184,9 @@ class Client:
         """
         buffers: list[Any] = []
         body = self._codec.encode((args, kwargs), buffers)
-        request = (self._wire, method, body, buffers or None, b"", self._codec_id)
         future = CallFuture(self._route, self._codec)
-        submit, settle = self._pool.submit, future.settle
-        pending, target = self._route.place(
-            lambda *arguments: submit(*arguments, settle),  # type: ignore[call-arg] request, deadlines.tighten(self.timeout)
-        )
+        request = (self._wire, method, body, buffers or None, b"", self._codec_id, future.settle)
+        pending, target = self._route.place(self._pool.submit, request, deadlines.tighten(self.timeout))
         future.sent(pending, target)
         return future
 
