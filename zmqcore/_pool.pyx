@@ -1239,11 +1239,15 @@ cdef class ChannelPool:
         and of all causes of leaving: evicted_* to closed. acquired is what acquire() and acquire_open() have returned.
         """
         cdef Table table = self.table
+        cdef Slot slot
         cdef int i
+        connecting = 0
         table.enter()
         try:
             self._reap(table)
-            connecting = sum([1 for slots in table.slots.values() for slot in slots if slot.stage == STAGE_CONNECTING])
+            for slots in table.slots.values():
+                for slot in slots:      # no comprehension: its variables would be untyped, and the fields are C's
+                    connecting += slot.stage == STAGE_CONNECTING
             leaving = len(table.draining) + len(table.closing)
             return {
                 "max_sockets": self.max_sockets,
