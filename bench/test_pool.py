@@ -84,7 +84,7 @@ def test_over_the_cap(benchmark: BenchmarkFixture, make_pool: MakePool, endpoint
     benchmark(lambda: use(pool, next(turn)))
     stats = pool.stats()
     assert stats["reused"] == 0
-    assert stats["evicted"] >= stats["opened"] - 50
+    assert stats["opened"] > 50 >= stats["open"]
 
 
 @pytest.mark.benchmark(group="pool: 8 threads")
