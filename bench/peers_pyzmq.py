@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import msgpack  # type: ignore[import-untyped]
+import msgpack
 import zmq
 from peer import (
     Call,

@@ -363,7 +363,7 @@ def report(result: Result, tasks: list[Task], options: argparse.Namespace, known
     bad = sum(disturbed([sample]) for sample in samples)
     print(
         f"{result.repeated} tasks were repeated because others used the CPUs; of the {len(samples)} "
-        f"measurements {bad} were disturbed. Where {FEWEST_QUIET} rounds of a task or more were not, only these count.\n"
+        f"measurements {bad} were disturbed. If {FEWEST_QUIET} rounds of a task were not, only those count.\n"
     )
     rows = []
     for task in tasks:
