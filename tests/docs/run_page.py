@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import doctest
+import faulthandler
 import io
 import json
 import os
@@ -21,6 +22,8 @@ from typing import Any, NoReturn
 
 LIMIT_S = 60.0
 """How long a command may take before it is called stuck; a bound for a hang, not a promise about speed."""
+PAGE_LIMIT_S = 180.0
+"""The same for a page. After it, what every thread is doing is printed."""
 
 _compare = doctest.OutputChecker().check_output
 
@@ -90,6 +93,7 @@ class Page:
 
 
 def main() -> None:
+    faulthandler.dump_traceback_later(PAGE_LIMIT_S, exit=True)
     page = Page(sys.argv[1])
     # Modules that a page has shown as a file are imported from the working directory.
     sys.path.insert(0, os.getcwd())  # noqa: PTH109
