@@ -167,6 +167,8 @@ def test_every_block_is_of_a_known_kind_and_every_file_is_used(page: Path) -> No
     for position, block in enumerate(blocks):
         where = f"{name_of(page)}:{block.line}"
         assert block.language in LANGUAGES, f"{where}: say what this is: {', '.join(sorted(LANGUAGES))}"
+        if block.language == "mermaid":
+            assert ";" not in block.text, f"{where}: in a diagram a semicolon ends a statement"
         if block.file:
             stem = Path(block.file).stem
             used = any(
