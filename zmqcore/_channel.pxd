@@ -63,6 +63,7 @@ cdef class Channel:
     cdef Py_ssize_t inside      # threads between waiting and leaving; the last one out closes a closed socket
     cdef object attention       # called with the channel when a Pending has nobody who waits for it; or None
     cdef bint attended
+    cdef unsigned long loop_thread      # whose event loop attends to this channel, see adopt(); 0 for none
     cdef object on_clean        # called with the channel once it is clean or lost; set by retire()
     cdef int64_t drain_deadline
     cdef int64_t last_drain
@@ -75,6 +76,8 @@ cdef class Channel:
         self, bytes topic, str method, body, list buffers, bytes metadata, int codec, timeout)
     cpdef Pending submit(
         self, bytes topic, str method, body, list buffers, bytes metadata, int codec, timeout, callback)
+    cpdef Pending submit_nowait(
+        self, bytes topic, str method, body, list buffers, bytes metadata, int codec, timeout, callback)
     cpdef uint64_t send(
         self, str kind, bytes topic, str method, body, list buffers, bytes metadata, int codec, timeout,
         bint expires=*) except 0
@@ -83,9 +86,10 @@ cdef class Channel:
     cdef bint is_clean(self) noexcept
     cdef Pending _start(
         self, int kind, bytes topic, str method, body, list buffers, bytes metadata, int codec, int64_t deadline,
-        object callback, bint expects_reply, bint carries_deadline=*)
+        object callback, bint expects_reply, bint carries_deadline=*, bint wait=*)
     cdef int _send(
-        self, Parcel *parcel, Pending pending, int64_t deadline, bint carries_deadline, bint expects_reply) except -1
+        self, Parcel *parcel, Pending pending, int64_t deadline, bint carries_deadline, bint expects_reply,
+        bint wait) except -1
     cdef bint _has_room(self, size_t size) noexcept
     cdef int _record_sent(self, size_t size) noexcept
     cdef int _acked(self, uint64_t ack) except -1

@@ -32,6 +32,7 @@ import zmq
 cimport cython
 from cpython.exc cimport PyErr_SetObject, PyErr_WriteUnraisable
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
+from cpython.pythread cimport PyThread_get_thread_ident
 from libc.errno cimport EAGAIN
 from libc.stddef cimport size_t
 from libc.stdint cimport int64_t, uint32_t, uint64_t
@@ -201,6 +202,14 @@ cdef class Channel:
         return self._start(
             KIND_CALL, topic, method, body, buffers, metadata, codec, deadline_after(timeout), callback, True)
 
+    cpdef Pending submit_nowait(
+        self, bytes topic, str method, body, list buffers, bytes metadata, int codec, timeout, callback,
+    ):
+        """submit(), but where that would wait for a connection or for room, raise Unreachable or Overloaded."""
+        return self._start(
+            KIND_CALL, topic, method, body, buffers, metadata, codec, deadline_after(timeout), callback, True, True,
+            False)
+
     cpdef uint64_t send(
         self, str kind, bytes topic, str method, body, list buffers, bytes metadata, int codec, timeout,
         bint expires=False,
@@ -279,10 +288,41 @@ cdef class Channel:
                 elif not self.is_clean():
                     # Overdue, but calls are outstanding: they have deadlines of their own.
                     return max(0.05, min((self.drain_deadline - now) / 1e9, 3600.0))
-            self.attended = False
+            self.attended = self.loop_thread != 0
             return None
         finally:
             self._unlock()
+
+    def adopt(self) -> bool:
+        """Let the calling thread's event loop drive this channel; return whether it does now.
+
+        The loop waits on ``fd``, and calls attend() when that is readable, at the deadline that attend() gave, and once
+        after each of its turns in which it has sent something: its own sends leave the look at the socket to that.
+        There can be one such loop; any number of others and of threads may use the channel as ever.
+        """
+        self._check()
+        self.shared.lock.acquire()
+        try:
+            if self.loop_thread == 0:
+                self.loop_thread = PyThread_get_thread_ident()
+                self.attended = True
+            return self.loop_thread == PyThread_get_thread_ident()
+        finally:
+            self._unlock()
+
+    def disown(self) -> None:
+        """The loop that adopted the channel is done with it; what is still outstanding goes to ``attention``."""
+        cdef bint orphaned
+        self._check()
+        self.shared.lock.acquire()
+        try:
+            self.loop_thread = 0
+            orphaned = len(self.expiring) > 0 or self.on_clean is not None
+            self.attended = orphaned
+        finally:
+            self._unlock()
+        if orphaned and self.attention is not None:
+            self.attention(self)
 
     def retire(self, on_clean, timeout: float = 5.0) -> None:
         """Have ``on_clean(channel)`` called once nothing is outstanding any more, possibly at once.
@@ -397,7 +437,7 @@ cdef class Channel:
 
     cdef Pending _start(
         self, int kind, bytes topic, str method, body, list buffers, bytes metadata, int codec, int64_t deadline,
-        object callback, bint expects_reply, bint carries_deadline=True,
+        object callback, bint expects_reply, bint carries_deadline=True, bint wait=True,
     ):
         """Pack and send a message; return its Pending, which is registered if a reply is expected."""
         cdef Parcel parcel
@@ -419,7 +459,7 @@ cdef class Channel:
         parcel_pack(&parcel, &header, topic, method, metadata, body, buffers, self.max_bytes, self.max_buffers)
         self.shared.lock.acquire()
         try:
-            self._send(&parcel, pending, deadline, carries_deadline, expects_reply)
+            self._send(&parcel, pending, deadline, carries_deadline, expects_reply, wait)
             if expects_reply:
                 self.n_calls += 1
             else:
@@ -431,7 +471,7 @@ cdef class Channel:
         finally:
             self._unlock()
             parcel_close(&parcel)
-        if attend and pending.outcome == OUTCOME_WAITING:
+        if attend and pending.outcome == OUTCOME_WAITING and self.loop_thread != PyThread_get_thread_ident():
             self.attended = True
             if self.attention is not None:
                 self.attention(self)
@@ -439,16 +479,19 @@ cdef class Channel:
 
     cdef int _send(
         self, Parcel *parcel, Pending pending, int64_t deadline, bint carries_deadline, bint expects_reply,
+        bint wait,
     ) except -1:
-        """Send ``parcel`` under the next id when there is a connection and room. The lock is held throughout,
-        but for the time spent waiting."""
+        """Send ``parcel`` under the next id when there is a connection and room; without ``wait``, at once or not.
+
+        The lock is held throughout, but for the time spent waiting.
+        """
         cdef int code
         cdef size_t size = parcel.n_bytes
         pending.started = now_ns()
         if self.senders or self.state != STATE_OPEN or not self._has_room(size):
             if self.state == STATE_OPEN:
                 self.n_window_waits += 1
-            self._wait_in_turn(size, pending.started, deadline)
+            self._wait_in_turn(size, pending.started, deadline if wait else 0)
         elif (self.sent_id - self.acked_id) & 127 == 127 or pending.started - self.last_drain > LOOK_INTERVAL:
             # Acknowledgements and a goodbye must be taken now and then even if nobody ever waits.
             self._drain()
@@ -472,7 +515,7 @@ cdef class Channel:
             self.pending[pending.id] = pending
         if self.senders:
             self._wake_sender()
-        if self.watched or self.attended:
+        if self.watched or (self.attended and self.loop_thread != PyThread_get_thread_ident()):
             self.shared.read_events()
             if self.shared.readable or not self.shared.writable:
                 self._drain()
