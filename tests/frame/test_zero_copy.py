@@ -32,7 +32,6 @@ MIB = 1 << 20
 PATIENCE_S = 30.0
 
 Connect = Callable[..., Channel]
-Serve = Callable[[Port, Callable[[Request], Any]], threading.Thread]
 
 
 @pytest.fixture
@@ -48,17 +47,29 @@ def endpoint(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def port(context: zmq.Context[Any], endpoint: str) -> Generator[Port]:
-    made = Port(context, [endpoint])
+def port(request: pytest.FixtureRequest, context: zmq.Context[Any], endpoint: str) -> Generator[Port]:
+    made = Port(context, [endpoint], **getattr(request, "param", {}))
     yield made
     made.close()
 
 
 @pytest.fixture
-def channel(context: zmq.Context[Any], port: Port) -> Generator[Channel]:
-    made = Channel(context, port.endpoints[0])
-    yield made
-    made.close()
+def connect(context: zmq.Context[Any]) -> Generator[Connect]:
+    """Channels that are closed in the end, also after a failure: else the context would wait for them."""
+    made: list[Channel] = []
+
+    def connect(endpoint: str, **options: Any) -> Channel:
+        made.append(Channel(context, endpoint, **options))
+        return made[-1]
+
+    yield connect
+    for channel in made:
+        channel.close()
+
+
+@pytest.fixture
+def channel(connect: Connect, port: Port) -> Channel:
+    return connect(port.endpoints[0])
 
 
 def wait_until(condition: Callable[[], object]) -> None:
@@ -174,9 +185,9 @@ def test_the_same_buffer_may_go_out_many_times_at_once(channel: Channel, port: P
     data.append(0)
 
 
-def test_closing_the_channel_gives_everything_back(context: zmq.Context[Any], port: Port) -> None:
+def test_closing_the_channel_gives_everything_back(connect: Connect, port: Port) -> None:
     data = bytearray(MIB)
-    channel = Channel(context, port.endpoints[0])
+    channel = connect(port.endpoints[0])
     for _ in range(10):
         cast(channel, data)
     channel.close()
@@ -185,9 +196,9 @@ def test_closing_the_channel_gives_everything_back(context: zmq.Context[Any], po
     data.append(0)
 
 
-def test_a_message_that_never_left_gives_its_buffers_back(context: zmq.Context[Any], tmp_path: Path) -> None:
+def test_a_message_that_never_left_gives_its_buffers_back(connect: Connect, tmp_path: Path) -> None:
     data = bytearray(MIB)
-    channel = Channel(context, f"ipc://{tmp_path}/nobody.sock")
+    channel = connect(f"ipc://{tmp_path}/nobody.sock")
     with pytest.raises(errors.Unreachable):
         channel.send("cast", b"t", "m", b"", [data], b"", 1, 0.05)
     channel.close()
@@ -242,51 +253,41 @@ def test_a_buffer_whose_end_uses_the_channel_does_not_block_it(
 
 
 @pytest.mark.parametrize("endpoint", ["inproc"], indirect=True)
-def test_a_channel_refuses_what_is_over_its_limits(context: zmq.Context[Any], port: Port) -> None:
-    channel = Channel(context, port.endpoints[0], max_bytes=1000, max_buffers=3)
-    try:
-        with pytest.raises(errors.PayloadTooLarge, match=r"\b1001 bytes; the limit is 1000\b"):
-            channel.send("cast", b"t" * 10, "m" * 10, b"b" * 941, None, b"", 1, 1.0)
-        with pytest.raises(errors.PayloadTooLarge, match=r"\b1001 bytes .*; the limit is 1000\b"):
-            channel.call(b"t" * 10, "m" * 10, b"b" * 441, [b"x" * 500], b"", 1, 1.0)
-        with pytest.raises(errors.PayloadTooLarge, match=r"\b4 out-of-band buffers; the limit is 3\b"):
-            channel.send("cast", b"", "", b"", [b""] * 4, b"", 1, 1.0)
-        assert channel.stats()["sent_bytes"] == 0
-        assert pinned() == NOTHING
-        # Exactly at the limits it goes.
-        channel.send("cast", b"t" * 10, "m" * 10, b"b" * 40, [b"x" * 300] * 3, b"", 1, 1.0)
-        request = receive_one(port)
-        assert request.envelope.n_bytes == 1000
-        del request
-    finally:
-        channel.close()
+def test_a_channel_refuses_what_is_over_its_limits(connect: Connect, port: Port) -> None:
+    channel = connect(port.endpoints[0], max_bytes=1000, max_buffers=3)
+    with pytest.raises(errors.PayloadTooLarge, match=r"\b1001 bytes; the limit is 1000\b"):
+        channel.send("cast", b"t" * 10, "m" * 10, b"b" * 941, None, b"", 1, 1.0)
+    with pytest.raises(errors.PayloadTooLarge, match=r"\b1001 bytes .*; the limit is 1000\b"):
+        channel.call(b"t" * 10, "m" * 10, b"b" * 441, [b"x" * 500], b"", 1, 1.0)
+    with pytest.raises(errors.PayloadTooLarge, match=r"\b4 out-of-band buffers; the limit is 3\b"):
+        channel.send("cast", b"", "", b"", [b""] * 4, b"", 1, 1.0)
+    assert channel.stats()["sent_bytes"] == 0
+    assert pinned() == NOTHING
+    # Exactly at the limits it goes.
+    channel.send("cast", b"t" * 10, "m" * 10, b"b" * 40, [b"x" * 300] * 3, b"", 1, PATIENCE_S)
+    request = receive_one(port)
+    assert request.envelope.n_bytes == 1000
+    del request
     wait_until(nothing_is_pinned)
 
 
 @pytest.mark.parametrize("endpoint", ["inproc"], indirect=True)
-def test_a_port_refuses_an_answer_over_its_limits_and_takes_another(
-    context: zmq.Context[Any], endpoint: str
-) -> None:
-    port = Port(context, [endpoint], max_bytes=1000, max_buffers=3)
-    channel = Channel(context, endpoint)
+@pytest.mark.parametrize("port", [{"max_bytes": 1000, "max_buffers": 3}], indirect=True)
+def test_a_port_refuses_an_answer_over_its_limits_and_takes_another(channel: Channel, port: Port) -> None:
     answers: list[Any] = []
     caller = threading.Thread(
         target=lambda: answers.append(bytes(channel.call(b"", "", b"", None, b"", 1, PATIENCE_S).body))
     )
     caller.start()
-    try:
-        request = receive_one(port)
-        with pytest.raises(errors.PayloadTooLarge, match=r"\b1001 bytes; the limit is 1000\b"):
-            request.reply(b"b" * 961)
-        with pytest.raises(errors.PayloadTooLarge, match=r"\b4 out-of-band buffers; the limit is 3\b"):
-            request.reply(b"", [b""] * 4)
-        assert request.wants_reply
-        assert request.reply(b"b" * 960)
-        caller.join()
-        assert answers == [b"b" * 960]
-    finally:
-        channel.close()
-        port.close()
+    request = receive_one(port)
+    with pytest.raises(errors.PayloadTooLarge, match=r"\b1001 bytes; the limit is 1000\b"):
+        request.reply(b"b" * 961)
+    with pytest.raises(errors.PayloadTooLarge, match=r"\b4 out-of-band buffers; the limit is 3\b"):
+        request.reply(b"", [b""] * 4)
+    assert request.wants_reply
+    assert request.reply(b"b" * 960)
+    caller.join()
+    assert answers == [b"b" * 960]
     assert nothing_is_pinned()
 
 
@@ -336,9 +337,9 @@ def reader(tmp_path: Path) -> Generator[Reader]:
     made.close()
 
 
-def test_the_senders_memory_is_what_goes_onto_the_wire(context: zmq.Context[Any], reader: Reader) -> None:
+def test_the_senders_memory_is_what_goes_onto_the_wire(connect: Connect, reader: Reader) -> None:
     """The peer is stopped with most of the buffer unsent; what is then written into its end arrives."""
-    channel = Channel(context, reader.endpoint)
+    channel = connect(reader.endpoint)
     assert channel.wait_open(PATIENCE_S)
     reader.signal(signal.SIGSTOP)
     data = bytearray(64 * MIB)
@@ -356,8 +357,8 @@ def test_the_senders_memory_is_what_goes_onto_the_wire(context: zmq.Context[Any]
     channel.close()
 
 
-def test_a_peer_that_dies_half_way_gives_the_buffers_back(context: zmq.Context[Any], reader: Reader) -> None:
-    channel = Channel(context, reader.endpoint)
+def test_a_peer_that_dies_half_way_gives_the_buffers_back(connect: Connect, reader: Reader) -> None:
+    channel = connect(reader.endpoint)
     assert channel.wait_open(PATIENCE_S)
     reader.signal(signal.SIGSTOP)
     data = bytearray(64 * MIB)
@@ -371,13 +372,13 @@ def test_a_peer_that_dies_half_way_gives_the_buffers_back(context: zmq.Context[A
     data.append(0)
 
 
-def test_buffers_are_given_back_without_the_gil(context: zmq.Context[Any], reader: Reader) -> None:
+def test_buffers_are_given_back_without_the_gil(connect: Connect, reader: Reader) -> None:
     """This thread keeps the GIL in one C call until the peer has everything.
 
     A free function that needed the GIL would stop libzmq's I/O thread at the first buffer, and the rest would
     never arrive.
     """
-    channel = Channel(context, reader.endpoint)
+    channel = connect(reader.endpoint)
     assert channel.wait_open(PATIENCE_S)
     data = [bytearray([number]) * (4 * MIB) for number in range(8)]
     reader.signal(signal.SIGSTOP)
