@@ -70,18 +70,18 @@ def test_least_outstanding_calls_come_first(
     client = connect("t")
     until(lambda: len(client.members()) == 2)
     first = client.submit("block")
-    (busy,) = (target.member.server for target in client._balancer._targets if target.outstanding)
+    (busy,) = (target.member.server for target in client._route._balancer._targets if target.outstanding)
     idle = {"a": "b", "b": "a"}[busy]
     assert [client.call("who") for _ in range(6)] == [idle] * 6
     second = client.submit("block")
-    assert [target.outstanding for target in client._balancer._targets] == [1, 1]
+    assert [target.outstanding for target in client._route._balancer._targets] == [1, 1]
     both = [client.call("who") for _ in range(6)]
     assert sorted(both[:2]) == ["a", "b"]
     assert both == both[:2] * 3
     gate.set()
     assert first.result()
     assert second.result()
-    assert [target.outstanding for target in client._balancer._targets] == [0, 0]
+    assert [target.outstanding for target in client._route._balancer._targets] == [0, 0]
 
 
 @pytest.mark.parametrize("bind", [None, "tcp://127.0.0.1:*"], ids=["ipc", "tcp"])
@@ -239,5 +239,5 @@ def test_membership_changes_under_load(
         assert servers.pop(0).stop() is True
     stop.set()
     assert all(thread.result() > 0 for thread in threads)
-    assert client._balancer._outstanding == 0
-    assert {target.outstanding for target in client._balancer._targets} == {0}
+    assert client._route._balancer._outstanding == 0
+    assert {target.outstanding for target in client._route._balancer._targets} == {0}

@@ -124,7 +124,7 @@ def child():
     hangs.daemon = True
     hangs.start()
     assert client.call("echo", 5) == 5
-    assert client._balancer._outstanding == 0, client._balancer._outstanding
+    assert client._route._balancer._outstanding == 0, client._route._balancer._outstanding
 outcomes = []
 while len(outcomes) < 20 and all(outcomes):
     outcomes.append(forked(child))

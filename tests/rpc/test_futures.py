@@ -50,8 +50,8 @@ def client(serve: Callable[..., Server], connect: Callable[..., Client], gate: G
     gate.opened.set()
     assert client.call("echo", 1) == 1
     assert client._node.stats()["pool"]["in_use"] == 0, "a future has kept its channel"
-    assert client._balancer._outstanding == 0
-    assert [target.outstanding for target in client._balancer._targets] == [0]
+    assert client._route._balancer._outstanding == 0
+    assert [target.outstanding for target in client._route._balancer._targets] == [0]
 
 
 def test_the_result_and_the_exception(client: Client) -> None:
@@ -291,7 +291,7 @@ def test_peer_lost_ends_every_future(peers: Callable[..., Any], node: Node, unti
             assert isinstance(error, ConnectionError)
             assert error.executed_possible
         assert called == [futures[0]]
-        assert client._balancer._outstanding == 0
+        assert client._route._balancer._outstanding == 0
     assert node.stats()["pool"]["in_use"] == 0
 
 

@@ -28,6 +28,7 @@ from zmqcore import (
     RemoteError,
     Server,
 )
+from zmqcore.rpc import faults
 
 WORKERS = [0, 2]
 
@@ -191,8 +192,8 @@ def client(
     yield client
     for _ in range(2 * workers + 1):
         assert client.prepare(timeout=30.0).call("fine") == "fine"
-    threads = [thread for thread in threading.enumerate() if thread.name.startswith("zmqcore-worker")]
-    assert len(threads) == workers
+    threads = [thread for thread in threading.enumerate() if thread.name.startswith("zmqcore-server")]
+    assert len(threads) == workers + 1, "a thread has died"
     assert server.stop() is True
 
 
@@ -486,14 +487,14 @@ def test_a_body_that_is_none_is_refused(
     serve("t", Misbehaving(), workers=workers)
     node = make_node(registry)
     with Client("t", node=node, timeout=30.0) as client:
-        target = client._balancer.targets(client._membership(None))[0]
+        target = client._route.targets(client._route.members(None))[0]
         channel = node.pool.acquire(target.endpoint, 30.0)
         try:
             for codec in (1, 0, 200):
                 envelope = channel.call(client.topic.wire, "fine", body, None, b"", codec, 30.0)
                 assert envelope.kind == "error"
                 with pytest.raises(ProtocolError):
-                    client._result(envelope, target)
+                    faults.outcome(envelope, node.codec, target.endpoint)
             # A keyword that is no identifier, and one that is no str.
             for kwargs in (b"\x81\xa2\xff\xfe\x01", b"\x81\x01\x01"):
                 envelope = channel.call(client.topic.wire, "fine", b"\x92\x90" + kwargs, None, b"", 1, 30.0)

@@ -331,7 +331,7 @@ def test_many_threads_share_a_client(peers: Peers, node: Node) -> None:
 
         for thread, result in enumerate(threads.map(work, range(16))):
             assert result == [(thread, number) for number in range(100)]
-        assert client._balancer._outstanding == 0
+        assert client._route._balancer._outstanding == 0
     assert node.stats()["pool"]["in_use"] == 0
 
 
