@@ -205,8 +205,9 @@ def test_a_forked_child_is_refused_and_the_parent_goes_on(
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+@pytest.mark.usefixtures("quick_switches")
 def test_a_fork_with_the_lock_held_by_another_thread_does_not_hang_the_child(
-    start_server: Callable[..., Any], connect: Callable[..., Channel], team: Any, quick_switches: None
+    start_server: Callable[..., Any], connect: Callable[..., Channel], team: Any
 ) -> None:
     channel = connect(start_server().endpoint)
     over = []

@@ -191,9 +191,8 @@ def test_close_calls_back(attended: tuple[Channel, Any]) -> None:
         collector.ended[0].envelope()
 
 
-def test_the_attendant_works_beside_threads_that_call(
-    attended: tuple[Channel, Any], team: Any, quick_switches: None
-) -> None:
+@pytest.mark.usefixtures("quick_switches")
+def test_the_attendant_works_beside_threads_that_call(attended: tuple[Channel, Any], team: Any) -> None:
     channel, _ = attended
     collector = Collector(2000)
 
@@ -212,8 +211,9 @@ def test_the_attendant_works_beside_threads_that_call(
     assert len(set(map(id, collector.ended))) == 2000
 
 
+@pytest.mark.usefixtures("quick_switches")
 def test_an_attendant_is_never_dismissed_while_something_is_outstanding(
-    attended: tuple[Channel, Any], quick_switches: None
+    attended: tuple[Channel, Any],
 ) -> None:
     """Each request ends just as the attendant finds nothing to do; the next one must call it back."""
     channel, _ = attended
@@ -322,7 +322,7 @@ def test_a_callback_may_call(attended: tuple[Channel, Any]) -> None:
     got: list[bytes] = []
     over = threading.Event()
 
-    def again(pending: Pending) -> None:
+    def again(_: Pending) -> None:
         got.append(call(channel, "echo", b"nested"))
         if len(got) < 10:
             submit(channel, "echo", callback=again)

@@ -53,16 +53,18 @@ def test_each_thread_gets_its_own_answers(
     assert not channel.led
 
 
+@pytest.mark.usefixtures("quick_switches")
 def test_switching_threads_all_the_time_loses_nobody(
-    start_server: Callable[..., Any], connect: Callable[..., Channel], team: Any, quick_switches: None
+    start_server: Callable[..., Any], connect: Callable[..., Channel], team: Any
 ) -> None:
     channel = connect(start_server().endpoint, spin=0.0)
     assert sum(hammer(channel, team, 16, 4000, 120.0)) == 4000
     assert channel.clean
 
 
+@pytest.mark.usefixtures("quick_switches")
 def test_calls_and_casts_of_many_threads_mix(
-    start_server: Callable[..., Any], connect: Callable[..., Channel], team: Any, quick_switches: None
+    start_server: Callable[..., Any], connect: Callable[..., Channel], team: Any
 ) -> None:
     channel = connect(start_server().endpoint, window_messages=300)
 

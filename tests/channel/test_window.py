@@ -263,8 +263,9 @@ def test_a_large_message_waits_no_longer_than_its_turn(
     assert len(after[0].body) == len(large), "overtaken"
 
 
+@pytest.mark.usefixtures("quick_switches")
 def test_order_is_kept_with_several_threads_blocked(
-    start_server: Callable[..., Any], connect: Callable[..., Channel], team: Any, quick_switches: None
+    start_server: Callable[..., Any], connect: Callable[..., Channel], team: Any
 ) -> None:
     channel = connect(start_server(batch_delay=0.001).endpoint, window_messages=64)
 
@@ -309,11 +310,14 @@ def test_a_server_that_receives_nothing_stops_the_sender_and_loses_nothing(
     channel = connect(start_server().endpoint, window_messages=1000)
     call(channel, "pause", b"1500")
     sent = 0
-    with pytest.raises(errors.Overloaded):
-        while True:
+    try:
+        while sent < 2000:
             cast(channel, b"me %d" % sent, timeout=0.1)
             sent += 1
-    assert sent == 999 + 1 - channel.stats()["outstanding_calls"]
+    except errors.Overloaded:
+        pass
+    # The call before them may still be unacknowledged.
+    assert sent in (999, 1000)
     seen = report(channel)
     assert (seen["casts"], seen["disorder"]) == (sent, 0)
 

@@ -1,0 +1,136 @@
+"""A port in this process, served by a thread where a test wants that, and bare sockets to talk to it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import zmq
+
+from zmqcore import errors
+from zmqcore._frame import Envelope, pack
+from zmqcore._port import Port
+
+LIMIT = 30.0
+"""How long, in seconds, anything may take before a test gives up: a hang, not a promise about speed."""
+
+
+@pytest.fixture
+def context() -> Iterator[zmq.Context[zmq.Socket[bytes]]]:
+    made: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    yield made
+    made.term()
+
+
+@pytest.fixture
+def open_port(context: zmq.Context[zmq.Socket[bytes]]) -> Iterator[Callable[..., Port]]:
+    """``open_port(**options)`` returns a port on a free loopback port."""
+    made: list[Port] = []
+
+    def make(*endpoints: str, **options: Any) -> Port:
+        port = Port(context, endpoints or ("tcp://127.0.0.1:*",), **options)
+        made.append(port)
+        return port
+
+    yield make
+    for port in made:
+        port.close()
+
+
+@pytest.fixture
+def port(open_port: Callable[..., Port]) -> Port:
+    return open_port()
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., threading.Thread]]:
+    """``serve(port)`` answers every call with its own body, on a thread that ends with the port."""
+    threads: list[tuple[Port, threading.Thread]] = []
+
+    def run(port: Port) -> None:
+        while True:
+            try:
+                requests = port.receive()
+            except errors.Closed:
+                return
+            for request in requests:
+                if request.wants_reply:
+                    request.reply(request.envelope.body)
+
+    def start(port: Port) -> threading.Thread:
+        thread = threading.Thread(target=run, args=(port,), daemon=True)
+        thread.start()
+        threads.append((port, thread))
+        return thread
+
+    yield start
+    for port, thread in threads:
+        port.close()
+        thread.join(LIMIT)
+        assert not thread.is_alive()
+
+
+class Bare:
+    """A bare DEALER (or REQ) that speaks the protocol by hand, and counts on acknowledgements if asked to."""
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, kind: int) -> None:
+        self.socket = context.socket(kind)
+        self.socket.setsockopt(zmq.LINGER, 0)
+        self.socket.connect(endpoint)
+        self.sent = 0
+
+    def send(self, kind: str, *, flow: bool = True, **fields: Any) -> int:
+        self.sent += 1
+        fields.setdefault("id", self.sent)
+        self.socket.send_multipart(pack(kind, flags=int(flow), **fields))
+        return self.sent
+
+    def receive(self) -> Envelope:
+        assert self.socket.poll(int(LIMIT * 1000)), "nothing comes"
+        return Envelope.parse(self.socket.recv_multipart())
+
+    def receive_kind(self, kind: str) -> Envelope:
+        """Receive until an envelope of this kind comes."""
+        while (envelope := self.receive()).kind != kind:
+            pass
+        return envelope
+
+    def acknowledged(self, number: int) -> list[Envelope]:
+        """Receive until ``number`` has been acknowledged; return everything that came."""
+        came = [self.receive()]
+        while came[-1].ack < number:
+            came.append(self.receive())
+        return came
+
+    def nothing_comes(self, ms: int = 60) -> bool:
+        return not self.socket.poll(ms)
+
+
+@pytest.fixture
+def bare(context: zmq.Context[zmq.Socket[bytes]]) -> Iterator[Callable[..., Bare]]:
+    """``bare(endpoint, kind=zmq.DEALER)`` returns a connected bare socket."""
+    made: list[Bare] = []
+
+    def make(endpoint: str, kind: int = zmq.DEALER) -> Bare:
+        made.append(Bare(context, endpoint, kind))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.socket.close(linger=0)
+
+
+@pytest.fixture
+def until() -> Callable[..., None]:
+    """``until(condition, what)`` waits until the condition holds."""
+
+    def wait(condition: Callable[[], object], what: str, limit: float = LIMIT) -> None:
+        give_up = time.monotonic() + limit
+        while not condition():
+            assert time.monotonic() < give_up, f"never: {what}"
+            time.sleep(0.002)
+
+    return wait
