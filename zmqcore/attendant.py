@@ -52,8 +52,14 @@ class Attendant:
         self._work = _Work()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
-        weakref.finalize(self, _end, self._work).atexit = False
+        self._finalizer = self._end_with_me()
         _attendants.add(self)
+
+    def _end_with_me(self) -> weakref.finalize[[_Work], Attendant]:
+        """Have the thread end when the attendant is garbage."""
+        finalizer = weakref.finalize(self, _end, self._work)
+        finalizer.atexit = False
+        return finalizer
 
     def attend(self, channel: Attended) -> None:
         """Look after ``channel`` until its ``attend()`` returns None."""
@@ -69,7 +75,8 @@ class Attendant:
         with self._lock:
             if self._work.closed:
                 return
-            if self._thread is None:
+            if self._thread is None or not self._thread.is_alive():
+                # Not alive: start() was interrupted, or there was no memory for a thread.
                 self._work.open()
                 self._thread = threading.Thread(target=self._work.run, name="zmqcore-attendant", daemon=True)
                 self._thread.start()
@@ -81,12 +88,17 @@ class Attendant:
         with self._lock:
             thread = self._thread
             _end(self._work)
-        if thread is not None and thread is not threading.current_thread():
+        # One whose start() was interrupted has no ident, and cannot be joined.
+        if thread is not None and thread.ident is not None and thread is not threading.current_thread():
             thread.join()
 
     def _after_fork_in_child(self) -> None:
         self._work.abandon()
+        closed = self._work.closed
+        self._finalizer.detach()
         self._work = _Work()
+        self._work.closed = closed
+        self._finalizer = self._end_with_me()
         self._lock = threading.Lock()
         self._thread = None
 
@@ -100,14 +112,15 @@ class _Work:
     """What the thread has to do. It knows nothing of the attendant, which can be collected meanwhile."""
 
     def __init__(self) -> None:
-        # Changed by single operations only, which are atomic; the thread iterates over copies.
+        # Changed by single operations only, which are atomic, as copy() is; the thread iterates over copies.
         self.channels: set[Attended] = set()
         self.pools: dict[weakref.ref[Maintained], float] = {}
         self.closed = False
         self._wake_read = self._wake_write = -1
 
     def open(self) -> None:
-        self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        if self._wake_read < 0:
+            self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def abandon(self) -> None:
         """In a forked child: close its copies of the descriptors."""
@@ -141,7 +154,7 @@ class _Work:
         """Attend to each channel; return the descriptors to wait for, and for how many seconds at most."""
         fds = [self._wake_read]
         timeout: float | None = None
-        for channel in tuple(self.channels):
+        for channel in self.channels.copy():
             # Dropped before it says that it is done: it may be handed to us again right after.
             self.channels.discard(channel)
             try:
@@ -164,7 +177,7 @@ class _Work:
     def _maintain_pools(self) -> float | None:
         """Maintain the pools whose time has come; return in how many seconds the next one's does."""
         soonest: float | None = None
-        for reference, due in tuple(self.pools.items()):
+        for reference, due in self.pools.copy().items():
             now = time.monotonic()
             if due <= now:
                 pool = reference()

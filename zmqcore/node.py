@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import socket
 import threading
@@ -20,7 +21,7 @@ from zmqcore._channel import Channel
 from zmqcore._frame import pinned
 from zmqcore._pool import ChannelPool
 from zmqcore._port import Port
-from zmqcore._socket import generation, waiters
+from zmqcore._socket import waiters
 from zmqcore.attendant import Attendant
 from zmqcore.codec import Codec, Limits, MsgpackCodec, get_codec
 from zmqcore.matchmaker import Matchmaker, open_matchmaker
@@ -30,14 +31,17 @@ __all__ = ["Node", "default_node"]
 
 #: What an envelope may have besides its body and buffers: header, topic, method and metadata.
 _ENVELOPE_OVERHEAD_BYTES = 1 << 18
+#: What a context and its first socket take (6 with libzmq 4.3.5), and a little more.
+_CONTEXT_FDS = 8
 
 
 class Node:
     """The zmqcore part of a process. Most programs need only the default one: see :func:`default_node`.
 
     ``matchmaker``: a URL or a :class:`Matchmaker`. ``bind``: where servers listen unless they say so themselves;
-    default ipc in the runtime directory and tcp on a free loopback port. ``max_sockets``, ``idle_ttl``,
-    ``max_lifetime`` and ``connect_timeout`` (seconds) go to the :class:`ChannelPool`. ``context``: a ``zmq.Context`` of
+    default ipc in the runtime directory and tcp on a free loopback port. ``max_sockets``,
+    ``max_sockets_per_endpoint``, ``max_waiting``, and in seconds ``idle_ttl``, ``max_lifetime``, ``acquire_timeout``,
+    ``connect_timeout`` and ``drain_timeout`` go to the :class:`ChannelPool`. ``context``: a ``zmq.Context`` of
     your own, left open. ``codec``: a name, or a codec. ``limits``: see :class:`Limits`. ``spin``: how long a
     wait polls without blocking before it blocks, in seconds; 0 switches that off.
     ``window_messages`` and ``window_bytes``: how much may be sent to one endpoint and not yet be acknowledged.
@@ -52,9 +56,13 @@ class Node:
         *,
         bind: str | Sequence[str] | None = None,
         max_sockets: int | None = None,
+        max_sockets_per_endpoint: int = 1,
         idle_ttl: float = 300.0,
         max_lifetime: float = 3600.0,
+        acquire_timeout: float = 30.0,
+        max_waiting: int = 10_000,
         connect_timeout: float = 2.0,
+        drain_timeout: float = 5.0,
         context: zmq.Context[zmq.Socket[bytes]] | None = None,
         codec: str | Codec = "msgpack",
         limits: Limits | None = None,
@@ -76,16 +84,19 @@ class Node:
         self.pool = ChannelPool(
             self._connect,
             max_sockets=max_sockets,
+            max_sockets_per_endpoint=max_sockets_per_endpoint,
             idle_ttl=idle_ttl,
             max_lifetime=max_lifetime,
+            acquire_timeout=acquire_timeout,
+            max_waiting=max_waiting,
             connect_timeout=connect_timeout,
+            drain_timeout=drain_timeout,
             probe=endpoints.probe,
             maintenance=self.attendant.maintain,
         )
         self._lock = threading.RLock()
         self._given_context = context
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
-        self._generation = generation()
         self._owned: weakref.WeakSet[Any] = weakref.WeakSet()
         self._closed = False
         _nodes.add(self)
@@ -107,21 +118,18 @@ class Node:
         with self._lock:
             self._check()
             if self._context is None:
-                if self._given_context is not None and self._generation == 1:
-                    self._context = self._given_context
-                else:
-                    self._context = zmq.Context()
-                    # The default of 1023 would be a second, hidden budget.
-                    self._context.set(zmq.MAX_SOCKETS, self._context.get(zmq.SOCKET_LIMIT))
+                self._context = self._given_context or _open_context()
             return self._context
 
+    def _after_fork_in_child(self) -> None:
+        # Kept, not freed: neither is the child's, and another thread of the parent may be inside.
+        _inherited.append((self._context, self._given_context, self._owned))
+        self._lock = threading.RLock()
+        self._context = self._given_context = None
+        self._owned = weakref.WeakSet()
+        self.identity = uuid.uuid4().hex
+
     def _check(self) -> None:
-        if self._generation != generation():
-            self._generation = generation()
-            self._lock = threading.RLock()
-            self._context = None
-            self._owned = weakref.WeakSet()
-            self.identity = uuid.uuid4().hex
         if self._closed:
             raise errors.Closed("the node is closed")
 
@@ -182,21 +190,28 @@ class Node:
 
         What is outstanding ends with Closed. Twice is fine.
         """
-        if self._generation != generation():
-            self._closed = True  # nothing here is the child's
-            return
         with self._lock:
             if self._closed:
                 return
             self._closed = True
             context = self._context
-        for server in list(self._owned):
-            server.stop(timeout=timeout)
-        self.pool.close(timeout)
-        self.attendant.close()
-        self.matchmaker.close()
-        if context is not None and context is not self._given_context:
-            context.term()
+        # Ctrl-C during one of these must not keep the next one open.
+        with contextlib.ExitStack() as stack:
+            if context is not None and context is not self._given_context:
+                stack.callback(context.term)
+            stack.callback(self.matchmaker.close)
+            stack.callback(self.attendant.close)
+            stack.callback(self.pool.close, timeout)
+            for server in list(self._owned):
+                stack.callback(server.stop, timeout=timeout)
+
+    def __del__(self) -> None:
+        # Dropped without close(). The context warns of that by itself, and goes with its last socket.
+        if not getattr(self, "_closed", True):
+            self._closed = True
+            self.pool.close(0.0)
+            self.attendant.close()
+            self.matchmaker.close()
 
     def __enter__(self) -> Self:
         return self
@@ -211,7 +226,32 @@ class Node:
         return f"<Node {self.identity[:8]} {self.matchmaker.url} {self.pool!r}{state}>"
 
 
+def _open_context() -> zmq.Context[zmq.Socket[bytes]]:
+    """Return a new context, its first socket made.
+
+    libzmq aborts the process if it gets no descriptor for either. Here one can still say so: raises PoolExhausted.
+    """
+    spare: list[int] = []
+    try:
+        while len(spare) < _CONTEXT_FDS:
+            spare.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+    except OSError as exc:
+        raise errors.PoolExhausted(
+            f"a ZeroMQ context needs {_CONTEXT_FDS} file descriptors, and {len(spare)} are left ({exc.strerror});"
+            " see zmqcore doctor"
+        ) from exc
+    finally:
+        for fd in spare:
+            os.close(fd)
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    # The default of 1023 would be a second, hidden budget.
+    context.set(zmq.MAX_SOCKETS, context.get(zmq.SOCKET_LIMIT))
+    context.socket(zmq.PAIR).close()
+    return context
+
+
 _nodes: weakref.WeakSet[Node] = weakref.WeakSet()
+_inherited: list[object] = []
 _default: Node | None = None
 _default_lock = threading.Lock()
 
@@ -232,6 +272,8 @@ def default_node() -> Node:
 def _after_fork_in_child() -> None:
     global _default_lock
     _default_lock = threading.Lock()  # another thread of the parent may have held it
+    for node in list(_nodes):
+        node._after_fork_in_child()
 
 
 def _close_all() -> None:
