@@ -223,6 +223,25 @@ cdef class Port:
             self._unlock()
         return requests
 
+    def flush(self, calls_too: bool = False) -> None:
+        """Acknowledge what needs no reply, with ``calls_too`` everything that has been taken.
+
+        receive() does that by itself before it blocks. Who waits on ``fd`` elsewhere does it here, and looks once more
+        by receive() with timeout 0 before waiting: sending may have swallowed the edge.
+        """
+        self._check()
+        self.shared.lock.acquire()
+        try:
+            if not self.closed and self.owing:
+                self._flush_acks(calls_too)
+        finally:
+            self._unlock()
+
+    @property
+    def fd(self) -> int:
+        """The descriptor that becomes readable when something has come (edge-triggered: receive until empty)."""
+        return self.shared.fd
+
     def wake(self) -> None:
         """Make receive() return, now or the next time."""
         self._check()

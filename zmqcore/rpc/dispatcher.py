@@ -20,12 +20,12 @@ __all__ = ["Dispatcher", "public_methods", "signature_text"]
 _logger = logging.getLogger("zmqcore.server")
 
 
-def public_methods(*endpoints: Any) -> dict[str, Callable[..., Any]]:
+def public_methods(*endpoints: Any, coroutines: bool = False) -> dict[str, Callable[..., Any]]:
     """Return the callables that ``endpoints`` offer, by name; of two with one name the first wins.
 
     An endpoint is an object or a module (its callable attributes whose names do not start with ``_``), or a mapping
     of names to callables. Raises TypeError for a class (instantiate it), for an endpoint with nothing to call,
-    and for coroutine functions, which need an AsyncServer.
+    and, without ``coroutines``, for coroutine functions, which need an AsyncServer.
     """
     methods: dict[str, Callable[..., Any]] = {}
     for endpoint in endpoints:
@@ -39,8 +39,10 @@ def public_methods(*endpoints: Any) -> dict[str, Callable[..., Any]]:
         for name, method in found.items():
             if not callable(method):
                 raise TypeError(f"method {name!r} of {endpoint!r} is not callable")
-            if inspect.iscoroutinefunction(method) or inspect.isasyncgenfunction(method):
-                raise TypeError(f"{name!r} is a coroutine function; a Server runs plain functions only")
+            if inspect.isasyncgenfunction(method) or inspect.isgeneratorfunction(method):
+                raise TypeError(f"{name!r} is a generator function, whose results cannot be sent one by one")
+            if inspect.iscoroutinefunction(method) and not coroutines:
+                raise TypeError(f"{name!r} is a coroutine function: serve it by an AsyncServer")
             methods.setdefault(name, method)
     return methods
 
@@ -59,6 +61,10 @@ def _attributes(endpoint: Any) -> dict[str, Callable[..., Any]]:
         if callable(value):
             found[name] = value
     return found
+
+
+#: A method, its arguments and its keyword arguments.
+Work = tuple[Callable[..., Any], list[Any], dict[str, Any]]
 
 
 class Dispatcher:
@@ -83,28 +89,35 @@ class Dispatcher:
         """What can be called, by name."""
         return self._methods
 
-    def run(self, request: Request) -> None:
-        """Run one request and answer it. Should it raise, give_up() tells the caller and the thread goes on."""
+    def open(self, request: Request) -> Work | None:
+        """Return the method that ``request`` asks for and its arguments; None if it was refused, and answered."""
         envelope = request.envelope
         method = self._methods.get(envelope.method)
         if method is None or envelope.topic not in self._topics or envelope.codec != self._codec_id:
             self._refuse_unknown(request)
-            return
+            return None
         if request.expired:
             self.expired += 1
             self._refuse(request, "expired", "the caller's deadline had passed before the work was begun")
-            return
+            return None
         try:
-            arguments = self._decode(envelope, envelope.buffers or ())
-            args, kwargs = arguments
+            args, kwargs = self._decode(envelope, envelope.buffers or ())
             if type(args) is not list or type(kwargs) is not dict:
                 raise ValueError
         except errors.PayloadTooLarge as exc:
             self._refuse(request, "too_large", str(exc))
-            return
+            return None
         except Exception as exc:  # noqa: BLE001  (a codec of the user's may raise anything)
             self._refuse(request, "protocol", str(exc) or "the body is not [args, kwargs]")
+            return None
+        return method, args, kwargs
+
+    def run(self, request: Request) -> None:
+        """Run one request and answer it. Should it raise, give_up() tells the caller and the thread goes on."""
+        work = self.open(request)
+        if work is None:
             return
+        method, args, kwargs = work
         remaining = request.remaining
         token = None if remaining is None else deadline.current.set(time.monotonic() + remaining)
         try:
