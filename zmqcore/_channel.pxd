@@ -49,7 +49,7 @@ cdef class Channel:
     cdef uint64_t sent_bytes, acked_bytes
     cdef uint64_t *sent_bytes_at    # owned ring: sent_bytes after message id, at id % window_messages
     cdef uint64_t window_messages, window_bytes
-    cdef size_t max_bytes
+    cdef size_t max_bytes           # of one message: ours, and once its hello has come no more than the port's
     cdef Py_ssize_t max_buffers
     cdef object senders         # deque of Pending: who waits for a connection or for room in the window
 

@@ -54,10 +54,21 @@ from zmqcore._frame import KINDS
 
 __all__ = ["Channel", "Pending"]
 
+# A message of this size, in bytes, may go before the port has said what it takes.
+cdef Py_ssize_t UNANNOUNCED_BYTES = 1 << 18
 # A sender that nobody makes wait looks this often, in ns, whether something has come.
 cdef int64_t LOOK_INTERVAL = 10_000_000
 
 _STATE_NAMES = ("connecting", "open", "lost", "closed")
+
+
+cdef Py_ssize_t _sizes(list buffers) except -1:
+    """Return how many bytes ``buffers`` have together; 0 for None."""
+    cdef Py_ssize_t total = 0
+    if buffers is not None:
+        for buffer in buffers:
+            total += len(buffer) if isinstance(buffer, bytes) else memoryview(buffer).nbytes
+    return total
 
 
 cdef uint32_t remaining_ms(int64_t deadline) noexcept nogil:
@@ -448,6 +459,9 @@ cdef class Channel:
         pending.callback = callback
         pending.deadline = deadline
         self._check()
+        if self.instance is None and wait and body is not None and len(body) + _sizes(buffers) > UNANNOUNCED_BYTES:
+            # The port may take less than we do, and libzmq would break the connection: first hear what it takes.
+            self.ping(None if deadline == NEVER else max(0.0, (deadline - now_ns()) / 1e9))
         if topic is None or method is None or metadata is None:
             raise TypeError("topic and metadata are bytes and method is str, not None")
         header.kind = kind
@@ -832,6 +846,9 @@ cdef class Channel:
             self.n_garbage += 1
             return 0
         self.instance = bytes(envelope.body[:16])
+        if envelope.header.body_bytes >= 28:
+            self.max_bytes = min(self.max_bytes, int.from_bytes(envelope.body[16:24], "little"))
+            self.max_buffers = min(self.max_buffers, int.from_bytes(envelope.body[24:28], "little"))
         if first - 1 > self.acked_id:
             self.n_lost += first - 1 - self.acked_id
             for number in [number for number in self.pending if number < first]:

@@ -33,6 +33,7 @@ cdef class Port:
     cdef Waiter waiter          # of the receiving thread
     cdef readonly tuple endpoints
     cdef readonly bytes instance
+    cdef bytes hello
     cdef dict peers             # routing id -> Peer
     cdef Peer last_peer
     cdef list owing             # peers that have something unacknowledged

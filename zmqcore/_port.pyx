@@ -146,6 +146,8 @@ cdef class Port:
         self.instance = os.urandom(16)
         self.max_bytes = max_bytes
         self.max_buffers = max_buffers
+        # The body of a hello: 16 bytes instance, then what one message may have: u64 bytes and u32 buffers.
+        self.hello = self.instance + int(max_bytes).to_bytes(8, "little") + int(max_buffers).to_bytes(4, "little")
         self.peers = {}
         self.owing = []
         self.next_prune = now_ns() + PRUNE_EVERY
@@ -420,7 +422,7 @@ cdef class Port:
         if header.flags & FLAG_FLOW and not peer.flow:
             peer.flow = True
             self.peers[peer.routing_id] = peer
-            self._control(peer, KIND_HELLO, header.id, self.instance, delimiter)
+            self._control(peer, KIND_HELLO, header.id, self.hello, delimiter)
             if self.leaving:
                 self._part(peer)
         if header.kind == KIND_PING:

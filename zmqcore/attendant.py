@@ -120,7 +120,9 @@ class _Work:
 
     def open(self) -> None:
         if self._wake_read < 0:
-            self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+            self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_read, False)
+        os.set_blocking(self._wake_write, False)
 
     def abandon(self) -> None:
         """In a forked child: close its copies of the descriptors."""

@@ -39,7 +39,8 @@ class Node:
     """The zmqcore part of a process. Most programs need only the default one: see :func:`default_node`.
 
     ``matchmaker``: a URL or a :class:`Matchmaker`. ``bind``: where servers listen unless they say so themselves;
-    default ipc in the runtime directory and tcp on a free loopback port. ``max_sockets``,
+    default ipc in the runtime directory and tcp on a free loopback port. ``advertise``: the name or address that
+    others are told for a server that listens on every interface (``0.0.0.0``); default this host's name. ``max_sockets``,
     ``max_sockets_per_endpoint``, ``max_waiting``, and in seconds ``idle_ttl``, ``max_lifetime``, ``acquire_timeout``,
     ``connect_timeout`` and ``drain_timeout`` go to the :class:`ChannelPool`. ``context``: a ``zmq.Context`` of
     your own, left open. ``codec``: a name, or a codec. ``limits``: see :class:`Limits`. ``spin``: how long a
@@ -55,6 +56,7 @@ class Node:
         matchmaker: str | Matchmaker = "local://",
         *,
         bind: str | Sequence[str] | None = None,
+        advertise: str | None = None,
         max_sockets: int | None = None,
         max_sockets_per_endpoint: int = 1,
         idle_ttl: float = 300.0,
@@ -76,6 +78,7 @@ class Node:
         self.codec = self._make_codec(codec)
         self.matchmaker = open_matchmaker(matchmaker) if isinstance(matchmaker, str) else matchmaker
         self.bind = (bind,) if isinstance(bind, str) else None if bind is None else tuple(bind)
+        self.advertised_host = advertise if advertise is not None else _reachable_name(self.host)
         self.spin = spin
         self.connect_timeout = connect_timeout
         self.window_messages = window_messages
@@ -248,6 +251,15 @@ def _open_context() -> zmq.Context[zmq.Socket[bytes]]:
     context.set(zmq.MAX_SOCKETS, context.get(zmq.SOCKET_LIMIT))
     context.socket(zmq.PAIR).close()
     return context
+
+
+def _reachable_name(host: str) -> str:
+    """Return ``host`` if other hosts may know it by that name, else the loopback address."""
+    try:
+        socket.getaddrinfo(host, None)
+    except OSError:
+        return "127.0.0.1"
+    return host
 
 
 _nodes: weakref.WeakSet[Node] = weakref.WeakSet()
