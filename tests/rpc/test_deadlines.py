@@ -162,7 +162,7 @@ def test_expired_work_is_not_run(
         with pytest.raises(DeadlineExceeded):
             client.prepare(timeout=0.05).call("work", name)
     patient = running(client.call, "work", "patient")
-    until(lambda: client._node.stats()["pool"]["in_use"] == 1)
+    until(lambda: server.stats()["port"]["calls"] == 5)
     gate.set()
     blocking.result()
     patient.result()
