@@ -8,12 +8,17 @@ from zmqcore._version import __version__
 from zmqcore.codec import Limits
 from zmqcore.errors import *  # noqa: F403  (the exceptions are part of the public face)
 from zmqcore.node import Node, default_node
+from zmqcore.rpc.async_client import AsyncClient
+from zmqcore.rpc.async_server import AsyncServer
 from zmqcore.rpc.client import Client
+from zmqcore.rpc.deadline import remaining as time_left
 from zmqcore.rpc.results import Fanout, Gathered
 from zmqcore.rpc.server import Server
 from zmqcore.topic import Topic
 
 __all__ = [  # noqa: PLE0604  (strings, all of them)
+    "AsyncClient",
+    "AsyncServer",
     "Client",
     "Fanout",
     "Gathered",
@@ -23,5 +28,6 @@ __all__ = [  # noqa: PLE0604  (strings, all of them)
     "Topic",
     "__version__",
     "default_node",
+    "time_left",
     *errors.__all__,
 ]

@@ -26,6 +26,14 @@ _UNSET: Any = object()
 _inherited = deadlines.current.get
 
 
+def check_options(timeout: float | None, delivery: str) -> None:
+    """Raise ValueError for what no client can do."""
+    if timeout is not None and not timeout > 0:
+        raise ValueError(f"timeout is {timeout!r} s; it must be above 0, or None for no limit")
+    if delivery != "sent":
+        raise ValueError(f"delivery is {delivery!r}; 'sent' is what there is")
+
+
 class Client:
     """Talk to the servers of ``topic``.
 
@@ -51,10 +59,7 @@ class Client:
         connect: str | Sequence[str] | None = None,
         discovery_timeout: float = 1.0,
     ) -> None:
-        if timeout is not None and not timeout > 0:
-            raise ValueError(f"timeout is {timeout!r} s; it must be above 0, or None for no limit")
-        if delivery != "sent":
-            raise ValueError(f"delivery is {delivery!r}; 'sent' is what there is")
+        check_options(timeout, delivery)
         self._node = node if node is not None else default_node()
         self.topic = Topic.of(topic)
         self.timeout = timeout

@@ -132,6 +132,27 @@ class Dispatcher:
             if token is not None:
                 deadline.current.reset(token)
 
+    async def run_async(self, request: Request) -> None:
+        """Run one request for a coroutine function and answer it. Never raises.
+
+        Whoever cancels the task gets the caller an error, not silence.
+        """
+        try:
+            work = self.open(request)
+            if work is None:
+                return
+            method, args, kwargs = work
+            try:
+                result = await (method(*args, **kwargs) if kwargs else method(*args))
+            except BaseException as exc:  # noqa: BLE001  (SystemExit and CancelledError too)
+                self._report_raised(request, method, args, kwargs, exc)
+            else:
+                self.handled += 1
+                if request.wants_reply:
+                    self._reply(request, result)
+        except Exception as exc:  # noqa: BLE001 - give_up() logs it
+            self.give_up(request, exc)
+
     def give_up(self, request: Request, exc: Exception) -> None:
         """run() itself has raised ``exc``, which is a fault of ours: tell the caller. Never raises."""
         self.failed += 1

@@ -14,12 +14,15 @@ from zmqcore.node import Node
 from zmqcore.rpc.balancing import Balancer, Target
 from zmqcore.topic import Topic
 
-__all__ = ["Route", "time_left"]
+__all__ = ["Message", "Retry", "Route", "time_left"]
 
 #: Between two rounds over members that all refuse a connection: first and longest pause, in seconds.
 _PAUSE, _PAUSE_MAX = 0.02, 0.5
 
 T = TypeVar("T")
+
+#: What a channel sends: topic, method, body, out-of-band buffers, metadata, codec.
+Message = tuple[bytes, str, Any, list[Any] | None, bytes, int]
 
 
 def time_left(deadline: float | None) -> float | None:
@@ -28,6 +31,45 @@ def time_left(deadline: float | None) -> float | None:
         return None
     left = deadline - time.monotonic()
     return left if left > 0 else 0.0
+
+
+class Retry:
+    """What one operation has tried: members that certainly have not executed it, in rounds with growing pauses.
+
+    It gives up ``patience`` seconds after the first full round, or when the deadline is nearer than the next one.
+    """
+
+    def __init__(self, patience: float, deadline: float | None) -> None:
+        self.tried: list[Target] = []
+        self.failure: errors.ZmqcoreError | None = None
+        self._patience = patience
+        self._deadline = deadline
+        self._until = 0.0
+        self._pause = _PAUSE
+
+    def failed(self, target: Target, exc: errors.Unreachable | errors.PeerLost) -> None:
+        """``target`` could not be reached; if it may have executed the request all the same, raise."""
+        if isinstance(exc, errors.PeerLost) and exc.executed_possible:
+            raise exc
+        self.failure = exc
+        self.tried.append(target)
+
+    def next_round(self) -> float:
+        """Everybody has refused: return how long to pause, in seconds, before all are tried again, or raise.
+
+        A server that is being restarted is back in a moment.
+        """
+        assert self.failure is not None
+        now = time.monotonic()
+        if not self._until:
+            self._until = now + self._patience
+            if self._deadline is not None:
+                self._until = min(self._until, self._deadline)
+        pause, self._pause = self._pause, min(2 * self._pause, _PAUSE_MAX)
+        if now + pause > self._until:
+            raise self.failure
+        self.tried.clear()
+        return pause
 
 
 class Route:
@@ -75,10 +117,19 @@ class Route:
             found = watch.wait_for(_has_members, patience)
             if found is not None:
                 return found
-        raise errors.NoSuchTopic(
+        raise self.no_member(patience)
+
+    def no_member(self, waited: float) -> errors.NoSuchTopic:
+        """Return the error for a topic that has had no member for ``waited`` seconds."""
+        return errors.NoSuchTopic(
             f"nobody serves topic {str(self._topic)!r}, says {self._node.matchmaker.url}"
-            f" (waited {patience:.3g} s for a first member)"
+            f" (waited {waited:.3g} s for a first member)"
         )
+
+    @property
+    def opened(self) -> bool:
+        """Whether known() has been asked before, so that it will not need the registry."""
+        return self._fixed is not None or self._watch is not None
 
     def targets(self, membership: Membership) -> list[Target]:
         """Return how this process reaches each of the members."""
@@ -92,6 +143,10 @@ class Route:
             return target
         return None
 
+    def choose(self, membership: Membership, retry: Retry) -> Target | None:
+        """Return the member whose turn it is, counted as having one more call; None if all have been tried."""
+        return self._balancer.choose(membership, retry.tried) if membership.members else None
+
     def place(
         self, operate: Callable[..., T], arguments: tuple[Any, ...], deadline: float | None
     ) -> tuple[T, Target]:
@@ -100,37 +155,22 @@ class Route:
         While it is certain that nothing was executed, another member is tried, or the same one again a little later.
         The target counts one more outstanding call, until done().
         """
-        tried: list[Target] = []
-        failure: errors.ZmqcoreError | None = None
-        give_up = pause = 0.0
-        balancer = self._balancer
+        retry = Retry(self._node.connect_timeout, deadline)
         while True:
-            membership = self.known()
-            target = balancer.choose(membership, tried) if membership.members else None
+            target = self.choose(self.known(), retry)
             if target is not None:
                 try:
                     return operate(target.endpoint, *arguments, time_left(deadline)), target
                 except (errors.Unreachable, errors.PeerLost) as exc:
-                    balancer.done(target)
-                    if isinstance(exc, errors.PeerLost) and exc.executed_possible:
-                        raise
-                    failure = exc
-                    tried.append(target)
+                    self.done(target)
+                    retry.failed(target, exc)
                 except BaseException:
-                    balancer.done(target)
+                    self.done(target)
                     raise
-            elif failure is None:
+            elif retry.failure is None:
                 self.members(deadline)
             else:
-                # Everybody has refused. A server that is being restarted is back in a moment.
-                now = time.monotonic()
-                if not give_up:
-                    give_up, pause = now + self._node.connect_timeout, _PAUSE
-                if now + pause > give_up or (deadline is not None and now + pause > deadline):
-                    raise failure
-                time.sleep(pause)
-                pause = min(2 * pause, _PAUSE_MAX)
-                tried.clear()
+                time.sleep(retry.next_round())
 
     def done(self, target: Target) -> None:
         """What place() counted has ended."""

@@ -94,7 +94,7 @@ class Service:
     def _announced(self, text: str) -> str:
         """Return what clients connect to: not an address that means any interface."""
         endpoint = Endpoint.parse(text, bind=True)
-        if endpoint.transport == "tcp" and endpoint.host in ("0.0.0.0", "::", "*"):  # noqa: S104 (not bound here)
+        if endpoint.transport == "tcp" and endpoint.host in ("0.0.0.0", "::", "*"):
             return f"tcp://{self._node.advertised_host}:{endpoint.port}"
         return text
 

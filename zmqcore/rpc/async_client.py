@@ -1,0 +1,228 @@
+"""The client for asyncio programs."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from types import TracebackType
+from typing import Any, Literal, Self, TypeVar
+
+from zmqcore import errors
+from zmqcore.matchmaker import Member, Membership
+from zmqcore.node import Node, default_node
+from zmqcore.rpc import deadline as deadlines
+from zmqcore.rpc import faults
+from zmqcore.rpc.balancing import Target
+from zmqcore.rpc.client import check_options
+from zmqcore.rpc.loop import LoopChannels, channels_of_running_loop
+from zmqcore.rpc.results import Fanout, Gathered
+from zmqcore.rpc.route import Message, Retry, Route
+from zmqcore.topic import Topic
+
+__all__ = ["AsyncClient"]
+
+#: How often to look for a first member, in seconds.
+_DISCOVERY_INTERVAL = 0.02
+_UNSET: Any = object()
+
+T = TypeVar("T")
+
+
+class AsyncClient:
+    """Talk to the servers of ``topic`` from coroutines. Options, methods and errors are those of :class:`Client`.
+
+    The event loop drives the channels: there is no thread and no task per call. One client can be used by several loops
+    in several threads. Cancelling a call gives it up: its reply is dropped when it comes.
+    """
+
+    def __init__(
+        self,
+        topic: str | Topic,
+        *,
+        node: Node | None = None,
+        timeout: float | None = 5.0,
+        delivery: Literal["sent"] = "sent",
+        connect: str | Sequence[str] | None = None,
+        discovery_timeout: float = 1.0,
+    ) -> None:
+        check_options(timeout, delivery)
+        self._node = node if node is not None else default_node()
+        self.topic = Topic.of(topic)
+        self.timeout = timeout
+        self.delivery = delivery
+        self.discovery_timeout = discovery_timeout
+        self._connect = (connect,) if isinstance(connect, str) else connect
+        self._route = Route(self._node, self.topic, self._connect, discovery_timeout)
+        self._codec = self._node.codec
+        self._closed = False
+
+    # -- operations ------------------------------------------------------------------------------------------
+
+    async def call(self, method: str, /, *args: Any, **kwargs: Any) -> Any:
+        """Run ``method`` on one server and return its result; see :meth:`Client.call`."""
+        deadline, request = self._prepare(method, args, kwargs)
+        channels = self._channels()
+        target = self._route.only()
+        if target is not None:
+            try:
+                envelope = await channels.call(target.endpoint, request, deadline)
+                return faults.outcome(envelope, self._codec, target.endpoint)
+            except errors.Unreachable:
+                pass
+            except errors.PeerLost as exc:
+                if exc.executed_possible:
+                    raise
+        envelope, target = await self._place(
+            lambda endpoint: channels.call(endpoint, request, deadline), deadline
+        )
+        return faults.outcome(envelope, self._codec, target.endpoint)
+
+    async def cast(self, method: str, /, *args: Any, **kwargs: Any) -> None:
+        """Have ``method`` run on one server; see :meth:`Client.cast`."""
+        deadline, request = self._prepare(method, args, kwargs)
+        channels = self._channels()
+        await self._place(lambda endpoint: channels.send(endpoint, "cast", request, deadline), deadline)
+
+    async def fanout(self, method: str, /, *args: Any, **kwargs: Any) -> Fanout:
+        """Have ``method`` run on every member; see :meth:`Client.fanout`."""
+        deadline, request = self._prepare(method, args, kwargs)
+        channels = self._channels()
+        membership = await self._members(deadline)
+        targets = self._route.targets(membership)
+        outcomes = await asyncio.gather(
+            *(channels.send(target.endpoint, "fanout", request, deadline) for target in targets),
+            return_exceptions=True,
+        )
+        sent: list[Member] = []
+        failed: dict[Member, Exception] = {}
+        for target, outcome in zip(targets, outcomes, strict=True):
+            if outcome is None:
+                sent.append(target.member)
+            elif isinstance(outcome, errors.ZmqcoreError):
+                failed[target.member] = outcome
+            else:
+                raise outcome
+        return Fanout(membership.epoch, tuple(sent), failed)
+
+    async def gather(self, method: str, /, *args: Any, **kwargs: Any) -> Gathered:
+        """Call ``method`` on every member, all at once; see :meth:`Client.gather`."""
+        deadline, request = self._prepare(method, args, kwargs)
+        channels = self._channels()
+        membership = await self._members(deadline)
+        targets = self._route.targets(membership)
+        outcomes = await asyncio.gather(
+            *(channels.call(target.endpoint, request, deadline) for target in targets),
+            return_exceptions=True,
+        )
+        gathered = Gathered(membership.epoch)
+        for target, outcome in zip(targets, outcomes, strict=True):
+            if isinstance(outcome, errors.ZmqcoreError):
+                gathered.missing[target.member] = outcome
+            elif isinstance(outcome, BaseException):
+                raise outcome
+            else:
+                try:
+                    gathered.results[target.member] = faults.outcome(outcome, self._codec, target.endpoint)
+                except errors.ZmqcoreError as exc:
+                    gathered.errors[target.member] = exc
+        return gathered
+
+    def submit(self, method: str, /, *args: Any, **kwargs: Any) -> asyncio.Task[Any]:
+        """Start a call and return a task of its result at once."""
+        return asyncio.get_running_loop().create_task(self.call(method, *args, **kwargs))
+
+    # -- the client itself -----------------------------------------------------------------------------------
+
+    def members(self) -> tuple[Member, ...]:
+        """Return the members that the topic has now, as far as is known; possibly none."""
+        return self._route.known().members
+
+    def prepare(
+        self,
+        *,
+        server: str | None = _UNSET,
+        timeout: float | None = _UNSET,
+        delivery: Literal["sent"] = _UNSET,
+        discovery_timeout: float = _UNSET,
+    ) -> AsyncClient:
+        """Return a client like this one but for what is given: e.g. only the server of that name."""
+        topic = self.topic if server is _UNSET else Topic(self.topic.name, server, self.topic.exchange)
+        return AsyncClient(
+            topic,
+            node=self._node,
+            timeout=self.timeout if timeout is _UNSET else timeout,
+            delivery=self.delivery if delivery is _UNSET else delivery,
+            connect=self._connect,
+            discovery_timeout=self.discovery_timeout if discovery_timeout is _UNSET else discovery_timeout,
+        )
+
+    async def close(self) -> None:
+        """Stop watching the topic's membership, and let go of the channels that this loop drives. Twice is fine.
+
+        Calls of other clients on this loop go on: they take up the channels again.
+        """
+        self._closed = True
+        await asyncio.get_running_loop().run_in_executor(None, self._route.close)
+        self._channels().release_idle()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def __repr__(self) -> str:
+        where = ", ".join(self._connect) if self._connect else self._node.matchmaker.url
+        return f"<AsyncClient {self.topic} by {where}{' closed' if self._closed else ''}>"
+
+    # -- to whom ---------------------------------------------------------------------------------------------
+
+    def _prepare(
+        self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[float | None, Message]:
+        deadline = deadlines.tighten(self.timeout)
+        buffers: list[Any] = []
+        body = self._codec.encode((args, kwargs), buffers)
+        return deadline, (self.topic.wire, method, body, buffers or None, b"", self._codec.id)
+
+    def _channels(self) -> LoopChannels:
+        return channels_of_running_loop(self._node.pool)
+
+    async def _known(self) -> Membership:
+        """Return the members as far as is known; the first look asks the registry, not on this thread."""
+        if self._route.opened:
+            return self._route.known()
+        return await asyncio.get_running_loop().run_in_executor(None, self._route.known)
+
+    async def _members(self, deadline: float | None) -> Membership:
+        """Return the members, waiting for a first one if there is none. Raises NoSuchTopic if none appears."""
+        until = time.monotonic() + self.discovery_timeout
+        if deadline is not None:
+            until = min(until, deadline)
+        while not (known := await self._known()).members:
+            if time.monotonic() >= until:
+                raise self._route.no_member(self.discovery_timeout)
+            await asyncio.sleep(_DISCOVERY_INTERVAL)
+        return known
+
+    async def _place(
+        self, operate: Callable[[str], Awaitable[T]], deadline: float | None
+    ) -> tuple[T, Target]:
+        """Do ``operate(endpoint)`` for the member whose turn it is; see :meth:`Route.place`."""
+        retry = Retry(self._node.connect_timeout, deadline)
+        while True:
+            target = self._route.choose(await self._known(), retry)
+            if target is not None:
+                try:
+                    return await operate(target.endpoint), target
+                except (errors.Unreachable, errors.PeerLost) as exc:
+                    retry.failed(target, exc)
+                finally:
+                    self._route.done(target)
+            elif retry.failure is None:
+                await self._members(deadline)
+            else:
+                await asyncio.sleep(retry.next_round())
