@@ -56,6 +56,9 @@ __all__ = ["Channel", "Pending"]
 
 # A message of this size, in bytes, may go before the port has said what it takes.
 cdef Py_ssize_t UNANNOUNCED_BYTES = 1 << 18
+# A call that expires after this time, in ns, without anything having come, makes its channel suspect. Ten times the
+# interval at which a port acknowledges calls that take long.
+cdef int64_t SILENCE = 1_000_000_000
 # A sender that nobody makes wait looks this often, in ns, whether something has come.
 cdef int64_t LOOK_INTERVAL = 10_000_000
 
@@ -922,7 +925,8 @@ cdef class Channel:
         """``pending``'s time is over. If nothing has come since it was sent, the channel may be a dead one."""
         self.pending.pop(pending.id, None)
         self.n_timeouts += 1
-        if self.last_heard < pending.started:
+        # A port acknowledges what takes long; one that has not even done that for so long may be gone.
+        if self.last_heard < pending.started and now_ns() - pending.started > SILENCE:
             self.suspect = True
         return self._finish(pending, OUTCOME_EXPIRED)
 
@@ -945,7 +949,7 @@ cdef class Channel:
         if pending.outcome == OUTCOME_DONE:
             return pending.reply
         if pending.outcome == OUTCOME_EXPIRED:
-            waited = (pending.deadline - pending.started) / 1e9
+            waited = max(<int64_t>0, pending.deadline - pending.started) / 1e9
             raise errors.DeadlineExceeded(f"{self.endpoint} has not answered within {waited:.3g} s")
         if pending.outcome == OUTCOME_LOST:
             raise errors.PeerLost(

@@ -254,7 +254,7 @@ cdef class Port:
         self.shared.lock.release()
 
     def goodbye(self) -> None:
-        """Tell every peer, also those to come, that nothing new is wanted here: clients go elsewhere.
+        """Listen no more, and tell every peer that nothing new is wanted here: clients go elsewhere.
 
         A channel answers once it has everything it waits for, see settled().
         """
@@ -262,8 +262,11 @@ cdef class Port:
         self._check()
         self.shared.lock.acquire()
         try:
-            self.leaving = True
             if not self.closed:
+                if not self.leaving:
+                    self.leaving = True
+                    for endpoint in self.endpoints:
+                        self._unbind(endpoint)
                 for peer in list(self.peers.values()):
                     self._part(peer)
         finally:
@@ -329,6 +332,13 @@ cdef class Port:
 
     def __repr__(self) -> str:
         return f"<Port {', '.join(self.endpoints)} {'closed' if self.closed else 'open'}, {len(self.peers)} peers>"
+
+    def _unbind(self, str endpoint not None):
+        """Take no new connections at ``endpoint``. The lock is held: this is a short, rare operation."""
+        try:
+            self.shared.socket.unbind(endpoint)
+        except zmq.ZMQError:
+            pass        # not in a form that can be unbound; those who come get hello and goodbye
 
     cdef int _part(self, Peer peer) except -1:
         """Say goodbye to one peer; return 1, or 0 if it has gone. The lock is held."""

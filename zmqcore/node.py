@@ -40,12 +40,12 @@ class Node:
 
     ``matchmaker``: a URL or a :class:`Matchmaker`. ``bind``: where servers listen unless they say so themselves;
     default ipc in the runtime directory and tcp on a free loopback port. ``advertise``: the name or address that
-    others are told for a server that listens on every interface (``0.0.0.0``); default this host's name. ``max_sockets``,
-    ``max_sockets_per_endpoint``, ``max_waiting``, and in seconds ``idle_ttl``, ``max_lifetime``, ``acquire_timeout``,
-    ``connect_timeout`` and ``drain_timeout`` go to the :class:`ChannelPool`. ``context``: a ``zmq.Context`` of
-    your own, left open. ``codec``: a name, or a codec. ``limits``: see :class:`Limits`. ``spin``: how long a
-    wait polls without blocking before it blocks, in seconds; 0 switches that off.
-    ``window_messages`` and ``window_bytes``: how much may be sent to one endpoint and not yet be acknowledged.
+    others are told for a server that listens on every interface (``0.0.0.0``); default this host's name.
+    ``max_sockets``, ``max_sockets_per_endpoint``, ``max_waiting``, and in seconds ``idle_ttl``, ``max_lifetime``,
+    ``acquire_timeout``, ``connect_timeout`` and ``drain_timeout`` go to the :class:`ChannelPool`. ``context``: a
+    ``zmq.Context`` of your own, left open. ``codec``: a name, or a codec. ``limits``: see :class:`Limits`. ``spin``:
+    how long a wait polls without blocking before it blocks, in seconds; 0 switches that off. ``window_messages`` and
+    ``window_bytes``: how much may be sent to one endpoint and not yet be acknowledged.
 
     Thread-safe. Nothing is opened until it is used. A forked child that uses it gets a fresh context, pool and
     matchmaker connection; the parent's are left alone.
@@ -164,6 +164,8 @@ class Node:
                 max_buffers=self.limits.buffers,
                 spin=self.spin,
             )
+        except zmq.ContextTerminated as exc:
+            raise errors.Closed("the node was closed meanwhile") from exc
         except zmq.ZMQError as exc:
             raise OSError(exc.errno, f"cannot listen on {', '.join(wanted)}: {exc.strerror}") from exc
 
@@ -172,7 +174,7 @@ class Node:
         return (f"ipc://{path}", "tcp://127.0.0.1:*")
 
     def own(self, thing: Any) -> None:
-        """Remember something with a ``stop()`` method, a server, that close() has to stop first."""
+        """Remember something with a ``close_down(timeout)`` method, a server, that close() has to stop first."""
         self._owned.add(thing)
 
     def stats(self) -> dict[str, Any]:
@@ -206,7 +208,7 @@ class Node:
             stack.callback(self.attendant.close)
             stack.callback(self.pool.close, timeout)
             for server in list(self._owned):
-                stack.callback(server.stop, timeout=timeout)
+                stack.callback(server.close_down, timeout)
 
     def __del__(self) -> None:
         # Dropped without close(). The context warns of that by itself, and goes with its last socket.

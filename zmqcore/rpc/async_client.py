@@ -17,7 +17,7 @@ from zmqcore.rpc.balancing import Target
 from zmqcore.rpc.client import check_options
 from zmqcore.rpc.loop import LoopChannels, channels_of_running_loop
 from zmqcore.rpc.results import Fanout, Gathered
-from zmqcore.rpc.route import Message, Retry, Route
+from zmqcore.rpc.route import Message, Retry, Routes
 from zmqcore.topic import Topic
 
 __all__ = ["AsyncClient"]
@@ -52,10 +52,12 @@ class AsyncClient:
         self.timeout = timeout
         self.delivery = delivery
         self.discovery_timeout = discovery_timeout
-        self._connect = (connect,) if isinstance(connect, str) else connect
-        self._route = Route(self._node, self.topic, self._connect, discovery_timeout)
+        if isinstance(connect, str):
+            connect = (connect,)
+        self._connect = None if connect is None else tuple(connect)
+        self._routes = Routes(self._node, self._connect)
+        self._route = self._routes.get(self.topic, discovery_timeout)
         self._codec = self._node.codec
-        self._closed = False
 
     # -- operations ------------------------------------------------------------------------------------------
 
@@ -146,24 +148,28 @@ class AsyncClient:
         delivery: Literal["sent"] = _UNSET,
         discovery_timeout: float = _UNSET,
     ) -> AsyncClient:
-        """Return a client like this one but for what is given: e.g. only the server of that name."""
-        topic = self.topic if server is _UNSET else Topic(self.topic.name, server, self.topic.exchange)
-        return AsyncClient(
-            topic,
-            node=self._node,
-            timeout=self.timeout if timeout is _UNSET else timeout,
-            delivery=self.delivery if delivery is _UNSET else delivery,
-            connect=self._connect,
-            discovery_timeout=self.discovery_timeout if discovery_timeout is _UNSET else discovery_timeout,
-        )
+        """Return a client like this one but for what is given; see :meth:`Client.prepare`."""
+        client = AsyncClient.__new__(AsyncClient)
+        client.__dict__.update(self.__dict__)
+        client.timeout = self.timeout if timeout is _UNSET else timeout
+        client.delivery = self.delivery if delivery is _UNSET else delivery
+        check_options(client.timeout, client.delivery)
+        if server is not _UNSET or discovery_timeout is not _UNSET:
+            client.topic = (
+                self.topic if server is _UNSET else Topic(self.topic.name, server, self.topic.exchange)
+            )
+            client.discovery_timeout = (
+                self.discovery_timeout if discovery_timeout is _UNSET else discovery_timeout
+            )
+            client._route = self._routes.get(client.topic, client.discovery_timeout)
+        return client
 
     async def close(self) -> None:
         """Stop watching the topic's membership, and let go of the channels that this loop drives. Twice is fine.
 
         Calls of other clients on this loop go on: they take up the channels again.
         """
-        self._closed = True
-        await asyncio.get_running_loop().run_in_executor(None, self._route.close)
+        await asyncio.get_running_loop().run_in_executor(None, self._routes.close)
         self._channels().release_idle()
 
     async def __aenter__(self) -> Self:
@@ -176,7 +182,7 @@ class AsyncClient:
 
     def __repr__(self) -> str:
         where = ", ".join(self._connect) if self._connect else self._node.matchmaker.url
-        return f"<AsyncClient {self.topic} by {where}{' closed' if self._closed else ''}>"
+        return f"<AsyncClient {self.topic} by {where}{' closed' if self._routes.closed else ''}>"
 
     # -- to whom ---------------------------------------------------------------------------------------------
 

@@ -100,6 +100,18 @@ class AsyncServer(Service):
         _logger.info("stopped serving %s", self.topic)
         return finished
 
+    def close_down(self, timeout: float) -> None:  # noqa: ARG002  (nothing can be waited for)
+        """The node is being closed, and there is no loop to wait on: stop as things are."""
+        reader, self._reader = self._reader, None
+        self._deregister()
+        if reader is not None:
+            reader.close()
+
+    def renew(self) -> None:
+        """In a forked child: what runs is the parent's."""
+        super().renew()
+        self._reader = None
+
     async def wait(self) -> None:
         """Wait until the server has been stopped."""
         if self._stopped is not None:
@@ -171,16 +183,22 @@ class _Reader:
                     quiet = time.monotonic() - self._last_batch >= _DRAIN_QUIET
                     finished = quiet and not self._tasks and self._port.settled()
         finally:
-            self._open = False
-            if self._acker is not None:
-                self._acker.cancel()
-            self._loop.remove_reader(self._fd)
             tasks = tuple(self._tasks)
             for task in tasks:
                 task.cancel()
-            self._port.close(linger=_LINGER)
-        await asyncio.gather(*tasks, return_exceptions=True)
+            # They answer their callers while they end.
+            await asyncio.gather(*tasks, return_exceptions=True)
+            self.close()
         return finished
+
+    def close(self) -> None:
+        """Close the port as things are."""
+        self._open = False
+        if self._acker is not None:
+            self._acker.cancel()
+        if not self._loop.is_closed():
+            self._loop.remove_reader(self._fd)
+        self._port.close(linger=_LINGER)
 
     def _look_soon(self) -> None:
         """Something was sent: the port must be looked at before the loop waits on its descriptor again."""

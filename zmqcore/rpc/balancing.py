@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
 import threading
 from collections.abc import Iterable
 from pathlib import Path
 
 from zmqcore.endpoint import Endpoint
 from zmqcore.matchmaker import Member, Membership
+from zmqcore.rpc.forked import renew_in_child
 
 __all__ = ["Balancer", "Target", "nearest_endpoint"]
 
@@ -48,29 +50,36 @@ class Balancer:
 
     def __init__(self, host: str) -> None:
         self._host = host
+        # Fresh clients do not all begin with the same member.
+        self._next = random.randrange(1 << 16)
+        self.renew()
+        renew_in_child(self)
+
+    def renew(self) -> None:
+        """Forget all members and counts."""
         self._lock = threading.Lock()
         self._targets: list[Target] = []
         self._membership: Membership | None = None
-        self._next = 0
         self._outstanding = 0
         #: The only target there is, and the membership that says so: most clients have one, and need no lock.
         self.only: tuple[Membership, Target] | tuple[None, None] = (None, None)
 
     def targets(self, membership: Membership) -> list[Target]:
         """Return the targets for ``membership``; who was a member before keeps its count."""
-        if membership is not self._membership:
-            self._update(membership)
-        return self._targets
-
-    def _update(self, membership: Membership) -> None:
+        if membership is self._membership:
+            return self._targets
         with self._lock:
             known = {target.member: target for target in self._targets}
-            self._targets = [
+            targets = [
                 known.get(member) or Target(member, nearest_endpoint(member, self._host))
                 for member in membership.members
             ]
-            self._membership = membership
-            self.only = (membership, self._targets[0]) if len(self._targets) == 1 else (None, None)
+            # Another thread may have seen a newer one: that stays.
+            if self._membership is None or membership.epoch >= self._membership.epoch:
+                self._targets = targets
+                self._membership = membership
+                self.only = (membership, targets[0]) if len(targets) == 1 else (None, None)
+            return targets
 
     def choose(self, membership: Membership, avoid: Iterable[Target] = ()) -> Target | None:
         """Return the next target, counted as having one more call, or None if there is none but ``avoid``."""

@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import concurrent.futures
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 from zmqcore import errors
 from zmqcore._channel import Pending
-from zmqcore.matchmaker import Member
+from zmqcore.matchmaker import Member, Membership
 from zmqcore.node import Node, default_node
 from zmqcore.rpc import deadline as deadlines
 from zmqcore.rpc import faults
 from zmqcore.rpc.balancing import Target
 from zmqcore.rpc.future import CallFuture
 from zmqcore.rpc.results import Fanout, Gathered
-from zmqcore.rpc.route import Route, time_left
+from zmqcore.rpc.route import Routes, check_time
 from zmqcore.topic import Topic
 
 __all__ = ["Client"]
 
 _UNSET: Any = object()
 _inherited = deadlines.current.get
+#: How many connections fanout and gather open at a time.
+_CONNECTORS = 32
+
+T = TypeVar("T")
 
 
 def check_options(timeout: float | None, delivery: str) -> None:
@@ -68,12 +72,12 @@ class Client:
         if isinstance(connect, str):
             connect = (connect,)
         self._connect = None if connect is None else tuple(connect)
-        self._route = Route(self._node, self.topic, self._connect, discovery_timeout)
+        self._routes = Routes(self._node, self._connect)
+        self._route = self._routes.get(self.topic, discovery_timeout)
         self._pool = self._node.pool
         self._wire = self.topic.wire
         self._codec = self._node.codec
         self._codec_id = self._codec.id
-        self._closed = False
 
     # -- operations ------------------------------------------------------------------------------------------
 
@@ -132,15 +136,13 @@ class Client:
         deadline = deadlines.tighten(self.timeout)
         buffers: list[Any] = []
         body = self._codec.encode((args, kwargs), buffers)
-        request = (self._wire, method, body, buffers or None, b"", self._codec_id)
+        request = ("fanout", self._wire, method, body, buffers or None, b"", self._codec_id)
         membership = self._route.members(deadline)
         sent: list[Member] = []
         failed: dict[Member, Exception] = {}
-        for target in self._route.targets(membership):
-            try:
-                self._pool.send(target.endpoint, "fanout", *request, time_left(deadline))
-            except errors.ZmqcoreError as exc:
-                failed[target.member] = exc
+        for target, outcome in self._to_all(membership, self._pool.send, request, deadline):
+            if isinstance(outcome, Exception):
+                failed[target.member] = outcome
             else:
                 sent.append(target.member)
         return Fanout(membership.epoch, tuple(sent), failed)
@@ -159,13 +161,11 @@ class Client:
         gathered = Gathered(membership.epoch)
         started: list[tuple[Target, Pending]] = []
         try:
-            for target in self._route.targets(membership):
-                try:
-                    pending = self._pool.submit(target.endpoint, *request, time_left(deadline))
-                except errors.ZmqcoreError as exc:
-                    gathered.missing[target.member] = exc
+            for target, outcome in self._to_all(membership, self._pool.submit, request, deadline):
+                if isinstance(outcome, Exception):
+                    gathered.missing[target.member] = outcome
                 else:
-                    started.append((target, pending))
+                    started.append((target, outcome))
             for target, pending in started:
                 try:
                     envelope = pending.envelope()
@@ -180,6 +180,43 @@ class Client:
             for _, pending in started:
                 pending.cancel()
         return gathered
+
+    def _to_all(
+        self,
+        membership: Membership,
+        operate: Callable[..., T],
+        arguments: tuple[Any, ...],
+        deadline: float | None,
+    ) -> Iterator[tuple[Target, T | errors.ZmqcoreError]]:
+        """Do ``operate(endpoint, *arguments, timeout)`` for every member; yield each one's result or error.
+
+        Members to whom a connection is open come first. The others are connected by a few threads meanwhile, so that
+        one that cannot be reached does not use up the time of those behind it.
+        """
+
+        def attempt(target: Target) -> T | errors.ZmqcoreError:
+            try:
+                return operate(target.endpoint, *arguments, check_time(deadline))
+            except (errors.PayloadTooLarge, errors.BadArguments, errors.Closed):
+                raise  # the same for everybody
+            except errors.ZmqcoreError as exc:
+                return exc
+
+        cold: list[Target] = []
+        for target in self._route.targets(membership):
+            channel = self._pool.acquire_open(target.endpoint)
+            if channel is None:
+                cold.append(target)
+                continue
+            self._pool.release(channel)
+            yield target, attempt(target)
+        if len(cold) == 1:
+            yield cold[0], attempt(cold[0])
+        elif cold:
+            with concurrent.futures.ThreadPoolExecutor(
+                min(_CONNECTORS, len(cold)), "zmqcore-connect"
+            ) as threads:
+                yield from zip(cold, threads.map(attempt, cold), strict=True)
 
     def submit(self, method: str, /, *args: Any, **kwargs: Any) -> concurrent.futures.Future[Any]:
         """Start a call and return a future of its result at once.
@@ -209,21 +246,29 @@ class Client:
         delivery: Literal["sent"] = _UNSET,
         discovery_timeout: float = _UNSET,
     ) -> Client:
-        """Return a client like this one but for what is given: e.g. only the server of that name."""
-        topic = self.topic if server is _UNSET else Topic(self.topic.name, server, self.topic.exchange)
-        return Client(
-            topic,
-            node=self._node,
-            timeout=self.timeout if timeout is _UNSET else timeout,
-            delivery=self.delivery if delivery is _UNSET else delivery,
-            connect=self._connect,
-            discovery_timeout=self.discovery_timeout if discovery_timeout is _UNSET else discovery_timeout,
-        )
+        """Return a client like this one but for what is given: e.g. only the server of that name.
+
+        Cheap: clients of one family share what they know of the members. close() of any of them closes all.
+        """
+        client = Client.__new__(Client)
+        client.__dict__.update(self.__dict__)
+        client.timeout = self.timeout if timeout is _UNSET else timeout
+        client.delivery = self.delivery if delivery is _UNSET else delivery
+        check_options(client.timeout, client.delivery)
+        if server is not _UNSET or discovery_timeout is not _UNSET:
+            client.topic = (
+                self.topic if server is _UNSET else Topic(self.topic.name, server, self.topic.exchange)
+            )
+            client.discovery_timeout = (
+                self.discovery_timeout if discovery_timeout is _UNSET else discovery_timeout
+            )
+            client._wire = client.topic.wire
+            client._route = self._routes.get(client.topic, client.discovery_timeout)
+        return client
 
     def close(self) -> None:
         """Stop watching the topic's membership. Sockets stay in the node's pool. Twice is fine."""
-        self._closed = True
-        self._route.close()
+        self._routes.close()
 
     def __enter__(self) -> Self:
         return self
@@ -235,7 +280,7 @@ class Client:
 
     def __repr__(self) -> str:
         where = ", ".join(self._connect) if self._connect else self._node.matchmaker.url
-        return f"<Client {self.topic} by {where}{' closed' if self._closed else ''}>"
+        return f"<Client {self.topic} by {where}{' closed' if self._routes.closed else ''}>"
 
 
 def _nobody(_: Pending) -> None:

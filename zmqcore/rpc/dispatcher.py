@@ -6,6 +6,7 @@ import inspect
 import logging
 import time
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from types import ModuleType
 from typing import Any
 
@@ -52,8 +53,9 @@ def _attributes(endpoint: Any) -> dict[str, Callable[..., Any]]:
     for name in dir(endpoint):
         if name.startswith("_"):
             continue
-        # Look before touching: reading a property would run it.
-        if isinstance(inspect.getattr_static(endpoint, name, None), property):
+        # Look before touching: reading a property would run it. A class is data, not a method.
+        static = inspect.getattr_static(endpoint, name, None)
+        if isinstance(static, (property, cached_property, type)):
             continue
         value = getattr(endpoint, name, None)
         if isinstance(endpoint, ModuleType) and (isinstance(value, type) or not inspect.isroutine(value)):

@@ -55,6 +55,10 @@ class _Executor:
         for thread in self._threads:
             thread.start()
 
+    def runs_this_thread(self) -> bool:
+        """Whether the calling thread is one of these: it runs a handler."""
+        return threading.current_thread() in self._threads
+
     def stop(self, drain: bool, deadline: float) -> bool:
         """Take nothing new, finish what has come (with ``drain``) until ``deadline``, close the port.
 
@@ -69,11 +73,9 @@ class _Executor:
                 self._port.wake()
             else:
                 self._port.close()
-            me = threading.current_thread()
             for thread in self._threads:
-                if thread is not me:
-                    thread.join(max(0.0, deadline - time.monotonic()))
-            return not any(thread.is_alive() for thread in self._threads if thread is not me)
+                thread.join(max(0.0, deadline - time.monotonic()))
+            return not any(thread.is_alive() for thread in self._threads)
         finally:
             # What has not been run when the time is over is not run; its callers see the connection close.
             self._discard = True

@@ -12,9 +12,10 @@ from zmqcore.endpoint import Endpoint
 from zmqcore.matchmaker import Member, Membership, Watch
 from zmqcore.node import Node
 from zmqcore.rpc.balancing import Balancer, Target
+from zmqcore.rpc.forked import renew_in_child
 from zmqcore.topic import Topic
 
-__all__ = ["Message", "Retry", "Route", "time_left"]
+__all__ = ["Message", "Retry", "Route", "check_time", "time_left"]
 
 #: Between two rounds over members that all refuse a connection: first and longest pause, in seconds.
 _PAUSE, _PAUSE_MAX = 0.02, 0.5
@@ -31,6 +32,14 @@ def time_left(deadline: float | None) -> float | None:
         return None
     left = deadline - time.monotonic()
     return left if left > 0 else 0.0
+
+
+def check_time(deadline: float | None) -> float | None:
+    """Return the seconds until ``deadline``, or raise DeadlineExceeded if there are none."""
+    left = time_left(deadline)
+    if left == 0.0:
+        raise errors.DeadlineExceeded("the deadline had passed before anything was sent")
+    return left
 
 
 class Retry:
@@ -87,18 +96,23 @@ class Route:
         self._fixed = None if connect is None else _fixed_membership(topic, connect)
         self._balancer = Balancer(node.host)
         self._watch: Watch | None = None
-        self._lock = threading.Lock()
         self._closed = False
+        self.renew()
+        renew_in_child(self)
+
+    def renew(self) -> None:
+        """In a forked child: the watch resumes by itself."""
+        self._lock = threading.Lock()
 
     def known(self) -> Membership:
         """Return the members as far as is known, without waiting for any."""
+        if self._closed:
+            raise errors.Closed(f"the client of {str(self._topic)!r} is closed")
         if self._fixed is not None:
             return self._fixed
         watch = self._watch
         if watch is None:
             with self._lock:
-                if self._closed:
-                    raise errors.Closed(f"the client of {str(self._topic)!r} is closed")
                 if self._watch is None:
                     self._watch = self._node.matchmaker.watch(self._topic)
                 watch = self._watch
@@ -139,7 +153,11 @@ class Route:
         """Return the only member there is, if the last look has shown that: then there is nothing to choose."""
         membership, target = self._balancer.only
         watch = self._watch
-        if membership is not None and membership is (self._fixed if watch is None else watch.current):
+        if (
+            membership is not None
+            and not self._closed
+            and membership is (self._fixed if watch is None else watch.current)
+        ):
             return target
         return None
 
@@ -157,10 +175,13 @@ class Route:
         """
         retry = Retry(self._node.connect_timeout, deadline)
         while True:
-            target = self.choose(self.known(), retry)
+            membership = self.known()
+            target = self.choose(membership, retry)
             if target is not None:
                 try:
-                    return operate(target.endpoint, *arguments, time_left(deadline)), target
+                    if len(membership.members) > 1:
+                        self._connect(target, deadline)
+                    return operate(target.endpoint, *arguments, check_time(deadline)), target
                 except (errors.Unreachable, errors.PeerLost) as exc:
                     self.done(target)
                     retry.failed(target, exc)
@@ -171,6 +192,15 @@ class Route:
                 self.members(deadline)
             else:
                 time.sleep(retry.next_round())
+
+    def _connect(self, target: Target, deadline: float | None) -> None:
+        """Where there are others to try: spend no more than half of the time that is left on connecting."""
+        pool = self._node.pool
+        channel = pool.acquire_open(target.endpoint)
+        if channel is None:
+            left = check_time(deadline)
+            channel = pool.acquire(target.endpoint, None if left is None else left / 2)
+        pool.release(channel)
 
     def done(self, target: Target) -> None:
         """What place() counted has ended."""
@@ -199,3 +229,30 @@ def _fixed_membership(topic: Topic, connect: Sequence[str]) -> Membership:
         name = Topic(topic.name, topic.server or endpoint, topic.exchange)
         members.append(Member(name, (endpoint,), endpoint, "", 0))
     return Membership(0, tuple(members))
+
+
+class Routes:
+    """The routes of a family of clients, one for each topic: what they know and count is shared."""
+
+    def __init__(self, node: Node, connect: Sequence[str] | None) -> None:
+        self._node = node
+        self._connect = connect
+        self._routes: dict[tuple[Topic, float], Route] = {}
+        self.closed = False
+
+    def get(self, topic: Topic, discovery_timeout: float) -> Route:
+        """Return the route to ``topic``."""
+        key = (topic, discovery_timeout)
+        route = self._routes.get(key)
+        if route is None:
+            if self.closed:
+                raise errors.Closed(f"the client of {str(topic)!r} is closed")
+            # Of two threads that come here at once, one wins: setdefault is atomic.
+            route = self._routes.setdefault(key, Route(self._node, topic, self._connect, discovery_timeout))
+        return route
+
+    def close(self) -> None:
+        """Close all of them. Twice is fine."""
+        self.closed = True
+        for route in tuple(self._routes.values()):
+            route.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import threading
 import time
 from collections.abc import Sequence
@@ -18,6 +19,10 @@ from zmqcore.topic import Topic
 __all__ = ["Server"]
 
 _logger = logging.getLogger("zmqcore.server")
+
+
+def _interrupt(_number: int, _frame: object) -> None:
+    raise KeyboardInterrupt
 
 
 class Server(Service):
@@ -51,6 +56,11 @@ class Server(Service):
         super().__init__(topic, endpoints, node, server, bind, lease, coroutines=False)
         self._workers = workers
         self._queue_size = queue_size
+        self.renew()
+
+    def renew(self) -> None:
+        """In a forked child: what runs is the parent's."""
+        super().renew()
         self._lock = threading.Lock()
         self._stopped = threading.Event()
         self._stopped.set()
@@ -87,34 +97,55 @@ class Server(Service):
         """Deregister, take nothing new, finish what has come (with ``drain``), then close.
 
         Waits up to ``timeout`` seconds for handlers that are running. Returns whether all work was finished.
-        Twice is fine, also at the same time.
+        Twice is fine, also at the same time: the second one only waits. Called by a handler it returns False at once,
+        and the server stops behind it.
         """
         deadline = time.monotonic() + timeout
         with self._lock:
             executor, self._executor = self._executor, None
-            if executor is None:
-                return True
+        if executor is None:
+            return self._stopped.wait(timeout)
+        if executor.runs_this_thread():
+            name = f"zmqcore-stop-{self.topic}"
+            threading.Thread(target=self._finish, args=(executor, drain, deadline), name=name).start()
+            return False
+        return self._finish(executor, drain, deadline)
+
+    def _finish(self, executor: Inline | Threads, drain: bool, deadline: float) -> bool:
+        try:
+            self._deregister()
+        finally:
             try:
-                self._deregister()
-            finally:
                 finished = executor.stop(drain, deadline)
+            finally:
                 self._stopped.set()
         _logger.info("stopped serving %s", self.topic)
         return finished
+
+    def close_down(self, timeout: float) -> None:
+        """The node is being closed: stop, within ``timeout`` seconds."""
+        self.stop(timeout=timeout)
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until the server has been stopped, or ``timeout`` seconds; return whether it has."""
         return self._stopped.wait(timeout)
 
     def serve_forever(self) -> None:
-        """Start if need be and serve until stop() is called or Ctrl-C is pressed."""
+        """Start if need be and serve until stop() is called, Ctrl-C is pressed, or SIGTERM comes; then drain.
+
+        SIGTERM is listened to only on the main thread; a second one ends the process at once.
+        """
         if self._executor is None:
             self.start()
+        main = threading.current_thread() is threading.main_thread()
+        before = signal.signal(signal.SIGTERM, _interrupt) if main else None
         try:
             self.wait()
         except KeyboardInterrupt:
             pass
         finally:
+            if main:
+                signal.signal(signal.SIGTERM, before)
             self.stop()
 
     def stats(self) -> dict[str, Any]:

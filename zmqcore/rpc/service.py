@@ -15,6 +15,7 @@ from zmqcore.endpoint import Endpoint
 from zmqcore.matchmaker import Lease, Member
 from zmqcore.node import Node, default_node
 from zmqcore.rpc.dispatcher import Dispatcher, public_methods, signature_text
+from zmqcore.rpc.forked import renew_in_child
 from zmqcore.topic import Topic
 
 __all__ = ["Service"]
@@ -45,6 +46,7 @@ class Service:
         self._lease: Lease | None = None
         self._started_at: float | None = None
         methods = public_methods(*endpoints, coroutines=coroutines)
+        renew_in_child(self)
         self._dispatcher = Dispatcher(self.topic, {**self._builtins(methods), **methods}, self._node.codec)
 
     def _builtins(self, methods: dict[str, Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
@@ -72,6 +74,7 @@ class Service:
     def _open(self) -> Port:
         """Return a port of this run."""
         self.instance = uuid.uuid4().hex
+        self._node.own(self)
         return self._node.open_port(self._bind)
 
     def _register(self, port: Port) -> None:
@@ -89,7 +92,6 @@ class Service:
         )
         self._port = port
         self._started_at = time.monotonic()
-        self._node.own(self)
 
     def _announced(self, text: str) -> str:
         """Return what clients connect to: not an address that means any interface."""
@@ -97,6 +99,16 @@ class Service:
         if endpoint.transport == "tcp" and endpoint.host in ("0.0.0.0", "::", "*"):
             return f"tcp://{self._node.advertised_host}:{endpoint.port}"
         return text
+
+    def close_down(self, timeout: float) -> None:
+        """The node is being closed: stop, within ``timeout`` seconds."""
+        raise NotImplementedError
+
+    def renew(self) -> None:
+        """In a forked child: what runs is the parent's."""
+        self._port = None
+        self._lease = None
+        self._started_at = None
 
     def _deregister(self) -> None:
         """Leave the matchmaker's registry. Twice is fine."""
