@@ -16,6 +16,7 @@ cdef class Peer:
     cdef int64_t last_seen
     cdef int64_t outstanding    # calls taken from it and not answered yet
     cdef int64_t last_reply
+    cdef bint late              # it has connected after the goodbye
     cdef bint told              # it has been sent a goodbye
     cdef bint replied_since     # ... and a reply after that
     cdef bint parted            # it has answered the goodbye: it has everything, and sends nothing more

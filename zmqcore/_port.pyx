@@ -254,7 +254,10 @@ cdef class Port:
         self.shared.lock.release()
 
     def goodbye(self) -> None:
-        """Listen no more, and tell every peer that nothing new is wanted here: clients go elsewhere.
+        """Tell every peer, also those to come, that nothing new is wanted here: clients go elsewhere.
+
+        Calls on connections that are made later are refused. (The socket is not unbound: libzmq would end the existing
+        connections, too.)
 
         A channel answers once it has everything it waits for, see settled().
         """
@@ -262,11 +265,8 @@ cdef class Port:
         self._check()
         self.shared.lock.acquire()
         try:
+            self.leaving = True
             if not self.closed:
-                if not self.leaving:
-                    self.leaving = True
-                    for endpoint in self.endpoints:
-                        self._unbind(endpoint)
                 for peer in list(self.peers.values()):
                     self._part(peer)
         finally:
@@ -332,13 +332,6 @@ cdef class Port:
 
     def __repr__(self) -> str:
         return f"<Port {', '.join(self.endpoints)} {'closed' if self.closed else 'open'}, {len(self.peers)} peers>"
-
-    def _unbind(self, str endpoint not None):
-        """Take no new connections at ``endpoint``. The lock is held: this is a short, rare operation."""
-        try:
-            self.shared.socket.unbind(endpoint)
-        except zmq.ZMQError:
-            pass        # not in a form that can be unbound; those who come get hello and goodbye
 
     cdef int _part(self, Peer peer) except -1:
         """Say goodbye to one peer; return 1, or 0 if it has gone. The lock is held."""
@@ -434,6 +427,7 @@ cdef class Port:
             self.peers[peer.routing_id] = peer
             self._control(peer, KIND_HELLO, header.id, self.hello, delimiter)
             if self.leaving:
+                peer.late = True
                 self._part(peer)
         if header.kind == KIND_PING:
             self._count_taken(peer, &header, n_bytes)
@@ -446,6 +440,10 @@ cdef class Port:
             self.peers.pop(peer.routing_id, None)
             if self.last_peer is peer:
                 self.last_peer = None
+            return None
+        if header.kind == KIND_CALL and peer.late:
+            self._count_taken(peer, &header, n_bytes)
+            self._control(peer, KIND_ERROR, header.id, b"Draining: the server takes nothing new", delimiter)
             return None
         if header.kind == KIND_CALL:
             self.n_calls += 1

@@ -13,7 +13,6 @@ from zmqcore.matchmaker import Member, Membership
 from zmqcore.node import Node, default_node
 from zmqcore.rpc import deadline as deadlines
 from zmqcore.rpc import faults
-from zmqcore.rpc.balancing import Target
 from zmqcore.rpc.client import check_options
 from zmqcore.rpc.loop import LoopChannels, channels_of_running_loop
 from zmqcore.rpc.results import Fanout, Gathered
@@ -68,17 +67,18 @@ class AsyncClient:
         target = self._route.only()
         if target is not None:
             try:
-                envelope = await channels.call(target.endpoint, request, deadline)
-                return faults.outcome(envelope, self._codec, target.endpoint)
+                return await self._call(channels, target.endpoint, request, deadline)
             except errors.Unreachable:
                 pass
             except errors.PeerLost as exc:
                 if exc.executed_possible:
                     raise
-        envelope, target = await self._place(
-            lambda endpoint: channels.call(endpoint, request, deadline), deadline
-        )
-        return faults.outcome(envelope, self._codec, target.endpoint)
+        return await self._place(lambda endpoint: self._call(channels, endpoint, request, deadline), deadline)
+
+    async def _call(
+        self, channels: LoopChannels, endpoint: str, request: Message, deadline: float | None
+    ) -> Any:
+        return faults.outcome(await channels.call(endpoint, request, deadline), self._codec, endpoint)
 
     async def cast(self, method: str, /, *args: Any, **kwargs: Any) -> None:
         """Have ``method`` run on one server; see :meth:`Client.cast`."""
@@ -214,16 +214,14 @@ class AsyncClient:
             await asyncio.sleep(_DISCOVERY_INTERVAL)
         return known
 
-    async def _place(
-        self, operate: Callable[[str], Awaitable[T]], deadline: float | None
-    ) -> tuple[T, Target]:
+    async def _place(self, operate: Callable[[str], Awaitable[T]], deadline: float | None) -> T:
         """Do ``operate(endpoint)`` for the member whose turn it is; see :meth:`Route.place`."""
         retry = Retry(self._node.connect_timeout, deadline)
         while True:
             target = self._route.choose(await self._known(), retry)
             if target is not None:
                 try:
-                    return await operate(target.endpoint), target
+                    return await operate(target.endpoint)
                 except (errors.Unreachable, errors.PeerLost) as exc:
                     retry.failed(target, exc)
                 finally:

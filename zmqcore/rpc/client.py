@@ -95,18 +95,18 @@ class Client:
         if target is not None and _inherited() is None:
             # Most calls go this way: nothing to choose, no lock to take.
             try:
-                envelope = self._pool.call(target.endpoint, *request, self.timeout)
-                return faults.outcome(envelope, self._codec, target.endpoint)
+                return self._call(target.endpoint, *request, self.timeout)
             except errors.Unreachable:
                 pass
             except errors.PeerLost as exc:
                 if exc.executed_possible:
                     raise
-        envelope, target = self._route.place(
-            self._pool.call, request, deadlines.tighten(self.timeout, started)
-        )
+        result, target = self._route.place(self._call, request, deadlines.tighten(self.timeout, started))
         self._route.done(target)
-        return faults.outcome(envelope, self._codec, target.endpoint)
+        return result
+
+    def _call(self, endpoint: str, *request: Any) -> Any:
+        return faults.outcome(self._pool.call(endpoint, *request), self._codec, endpoint)
 
     def cast(self, method: str, /, *args: Any, **kwargs: Any) -> None:
         """Have ``method`` run on one server; return once the message has been handed to a live connection.

@@ -76,6 +76,8 @@ def to_exception(envelope: Envelope, codec: Codec, endpoint: str) -> errors.Zmqc
     """Return the exception that an "error" envelope from ``endpoint`` stands for."""
     if envelope.codec == 0:
         name, _, message = bytes(envelope.body).decode("utf-8", "replace").partition(": ")
+        if name == "Draining":
+            return errors.PeerLost(f"{endpoint}: {message}; not executed", executed_possible=False)
         return _PORT_REFUSALS.get(name, errors.ProtocolError)(f"{endpoint}: {message}")
     body: Any = codec.decode(envelope, envelope.buffers or ())
     if not isinstance(body, dict):
