@@ -40,7 +40,7 @@ from libc.stdint cimport int64_t, uint64_t
 
 from zmqcore._channel cimport STATE_CLOSED, STATE_LOST, STATE_OPEN, Channel, Pending
 from zmqcore._frame cimport Envelope
-from zmqcore._socket cimport NEVER, OpenFds, deadline_after, now_ns, waiter_borrow, waiter_return
+from zmqcore._socket cimport NEVER, OpenFds, coarse_now_ns, deadline_after, now_ns, waiter_borrow, waiter_return
 
 from zmqcore import _channel, errors  # noqa: F401  (_channel fills the function table)
 
@@ -257,7 +257,7 @@ cdef class ChannelPool:
 
     cdef int64_t now(self) except? -1:
         if self.clock is None:
-            return now_ns()
+            return coarse_now_ns()
         return <int64_t>(self.clock() * 1e9)
 
     # -- acquire and release -----------------------------------------------------------------------------
@@ -1331,6 +1331,8 @@ cdef class ChannelPool:
         closed = self.table.closed
         # Kept, not freed: freeing thousands of channels takes time, and pyzmq would speak of sockets left open.
         _inherited.append(self.table)
+        if self.table.fds is not None:
+            self.table.fds.close()      # the child's copy of the descriptor
         self.table = Table()
         self.table.closed = closed
 
