@@ -44,7 +44,7 @@ def test_the_first_message_is_answered_by_a_hello(port: Port, bare: Callable[...
     client.send("cast")
     hello = client.receive()
     assert (hello.kind, hello.id, hello.ack) == ("hello", 42, 0)
-    assert bytes(hello.body) == port.instance
+    assert bytes(hello.body[:16]) == port.instance
     client.send("cast")
     assert {envelope.kind for envelope in client.acknowledged(43)} == {"ack"}
 
@@ -76,16 +76,25 @@ def test_casts_are_acknowledged_before_the_port_goes_to_sleep(port: Port, bare: 
     assert client.nothing_comes(250)
 
 
+def take_without_waiting(port: Port, count: int, batch: int) -> None:
+    """Receive ``count`` requests as a busy port does: it never blocks, so it never acknowledges for being idle."""
+    give_up = time.monotonic() + LIMIT
+    while count:
+        came = port.receive(min(batch, count), 0)
+        count -= len(came)
+        assert time.monotonic() < give_up
+        time.sleep(0 if came else 0.001)
+
+
 def test_a_busy_port_acknowledges_every_256_messages(port: Port, bare: Callable[..., Any]) -> None:
     client = bare(port.endpoints[0])
     for _ in range(1000):
         client.send("cast")
-    taken = 0
-    while taken < 1000:
-        taken += len(port.receive(min(50, 1000 - taken), LIMIT))
-    assert port.stats()["acks"] >= 3
-    came = client.acknowledged(768)
-    assert [envelope.ack for envelope in came if envelope.kind == "ack"][-3:] == [256, 512, 768]
+    take_without_waiting(port, 1000, 50)
+    assert port.stats()["acks"] == 3
+    acks = [envelope.ack for envelope in client.acknowledged(768) if envelope.kind == "ack"]
+    assert acks == [256, 512, 768]
+    assert client.nothing_comes()
     assert port.receive(64, 0.05) == []  # idle: the rest
     client.acknowledged(1000)
 
@@ -94,16 +103,17 @@ def test_a_busy_port_acknowledges_every_mebibyte(port: Port, bare: Callable[...,
     client = bare(port.endpoints[0])
     for _ in range(5):
         client.send("cast", body=bytes(300_000))
-    taken = 0
-    while taken < 4:
-        taken += len(port.receive(1, LIMIT))
-    assert client.acknowledged(4)[-1].kind == "ack"
+    take_without_waiting(port, 3, 1)
+    assert port.stats()["acks"] == 0
+    take_without_waiting(port, 2, 1)
+    assert [envelope.ack for envelope in client.acknowledged(4) if envelope.kind == "ack"] == [4]
+    assert client.nothing_comes()
 
 
 def test_a_large_out_of_band_buffer_counts(port: Port, bare: Callable[..., Any]) -> None:
     client = bare(port.endpoints[0])
     client.send("call", buffers=[bytes(1 << 20)])
-    assert len(port.receive(1, LIMIT)) == 1
+    take_without_waiting(port, 1, 1)
     assert client.acknowledged(1)[-1].kind == "ack"
 
 
