@@ -85,8 +85,8 @@ cdef class Channel:
     cdef int _check(self) except -1
     cdef bint is_clean(self) noexcept
     cdef Pending _start(
-        self, int kind, bytes topic, str method, body, list buffers, bytes metadata, int codec, int64_t deadline,
-        object callback, bint expects_reply, bint carries_deadline=*, bint wait=*)
+        self, int kind, bytes topic, str method, body, list buffers, bytes metadata, int codec, int64_t started,
+        int64_t deadline, object callback, bint expects_reply, bint carries_deadline=*, bint wait=*)
     cdef int _send(
         self, Parcel *parcel, Pending pending, int64_t deadline, bint carries_deadline, bint expects_reply,
         bint wait) except -1

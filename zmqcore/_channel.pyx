@@ -46,7 +46,8 @@ from zmqcore._frame cimport (
 )
 from zmqcore._libzmq cimport libzmq, raise_errno, zc_msg_t
 from zmqcore._socket cimport (
-    NEVER, SharedSocket, Waiter, deadline_after, fork_generation, now_ns, waiter_borrow, waiter_return,
+    NEVER, SharedSocket, Waiter, coarse_now_ns, deadline_after, deadline_from, fork_generation, now_ns, waiter_borrow,
+    waiter_return,
 )
 
 from zmqcore import errors
@@ -192,9 +193,10 @@ cdef class Channel:
         until the call has returned. ``timeout`` in seconds, None for ever, covers sending too. Raises Unreachable
         (never connected), Overloaded (no room in the window), DeadlineExceeded, PeerLost, PayloadTooLarge, Closed.
         """
-        cdef int64_t deadline = deadline_after(timeout)
+        cdef int64_t started = now_ns()
+        cdef int64_t deadline = deadline_from(started, timeout)
         cdef Pending pending = self._start(
-            KIND_CALL, topic, method, body, buffers, metadata, codec, deadline, None, True)
+            KIND_CALL, topic, method, body, buffers, metadata, codec, started, deadline, None, True)
         if pending.outcome == OUTCOME_WAITING:
             try:
                 self._await(pending, deadline)
@@ -213,16 +215,19 @@ cdef class Channel:
         """
         if callback is None:
             raise TypeError("callback must be callable, not None")
+        cdef int64_t started = now_ns()
         return self._start(
-            KIND_CALL, topic, method, body, buffers, metadata, codec, deadline_after(timeout), callback, True)
+            KIND_CALL, topic, method, body, buffers, metadata, codec, started, deadline_from(started, timeout),
+            callback, True)
 
     cpdef Pending submit_nowait(
         self, bytes topic, str method, body, list buffers, bytes metadata, int codec, timeout, callback,
     ):
         """submit(), but where that would wait for a connection or for room, raise Unreachable or Overloaded."""
+        cdef int64_t started = now_ns()
         return self._start(
-            KIND_CALL, topic, method, body, buffers, metadata, codec, deadline_after(timeout), callback, True, True,
-            False)
+            KIND_CALL, topic, method, body, buffers, metadata, codec, started, deadline_from(started, timeout),
+            callback, True, True, False)
 
     cpdef uint64_t send(
         self, str kind, bytes topic, str method, body, list buffers, bytes metadata, int codec, timeout,
@@ -234,15 +239,17 @@ cdef class Channel:
         carries what is left of the timeout as its deadline; else it has none. Raises as call() does.
         """
         cdef int number = KIND_CAST if kind == "cast" else KINDS[kind]
+        cdef int64_t started = now_ns() if expires else coarse_now_ns()
         cdef Pending sent = self._start(
-            number, topic, method, body, buffers, metadata, codec, deadline_after(timeout), None, False, expires)
+            number, topic, method, body, buffers, metadata, codec, started, deadline_from(started, timeout), None,
+            False, expires)
         return sent.id
 
     def ping(self, timeout: float | None = 5.0) -> float:
         """Return the round-trip time, in seconds, to the port's compiled code. Raises as call() does."""
-        cdef int64_t deadline = deadline_after(timeout)
         cdef int64_t started = now_ns()
-        cdef Pending pending = self._start(KIND_PING, b"", "", b"", None, b"", 0, deadline, None, True)
+        cdef int64_t deadline = deadline_from(started, timeout)
+        cdef Pending pending = self._start(KIND_PING, b"", "", b"", None, b"", 0, started, deadline, None, True)
         if pending.outcome == OUTCOME_WAITING:
             try:
                 self._await(pending, deadline)
@@ -450,8 +457,8 @@ cdef class Channel:
         return 0
 
     cdef Pending _start(
-        self, int kind, bytes topic, str method, body, list buffers, bytes metadata, int codec, int64_t deadline,
-        object callback, bint expects_reply, bint carries_deadline=True, bint wait=True,
+        self, int kind, bytes topic, str method, body, list buffers, bytes metadata, int codec, int64_t started,
+        int64_t deadline, object callback, bint expects_reply, bint carries_deadline=True, bint wait=True,
     ):
         """Pack and send a message; return its Pending, which is registered if a reply is expected."""
         cdef Parcel parcel
@@ -460,6 +467,7 @@ cdef class Channel:
         cdef Pending pending = Pending.__new__(Pending)
         pending.channel = self
         pending.callback = callback
+        pending.started = started
         pending.deadline = deadline
         self._check()
         if self.instance is None and wait and body is not None and len(body) + _sizes(buffers) > UNANNOUNCED_BYTES:
@@ -504,7 +512,6 @@ cdef class Channel:
         """
         cdef int code
         cdef size_t size = parcel.n_bytes
-        pending.started = now_ns()
         if self.senders or self.state != STATE_OPEN or not self._has_room(size):
             if self.state == STATE_OPEN:
                 self.n_window_waits += 1
@@ -652,8 +659,9 @@ cdef class Channel:
         for ``op``.
         """
         cdef Waiter waiter
-        cdef int64_t budget, before
-        cdef bint overdue = False
+        cdef int64_t budget = 0, before
+        cdef uint64_t received = 0
+        cdef bint in_time = False, overdue = False
         if op.outcome != OUTCOME_WAITING:
             return 0
         waiter = waiter_borrow()
@@ -665,6 +673,10 @@ cdef class Channel:
                     self.leader = op
                 if self.leader is op:
                     self._drain()
+                    if budget and (not in_time or self.n_received_bytes != received):
+                        # It paid if it ended by a message. libzmq also signals for reasons of its own: that says nothing.
+                        self.shared.spin_result(budget, in_time)
+                    budget = 0
                     if not overdue and (
                             self.finished or (op.outcome == OUTCOME_WAITING and sent_buffers_returned())):
                         self._call_back(op)
@@ -673,14 +685,14 @@ cdef class Channel:
                     if op.outcome != OUTCOME_WAITING or overdue:
                         break
                     budget = self.shared.spin_budget() if self.inside == 1 else 0
+                    received = self.n_received_bytes
                     self.watched = True
                     self.shared.lock.release()
                     before = now_ns()
                     try:
                         waiter.wait(self.shared.fd, deadline, budget)
                     finally:
-                        if budget:
-                            self.shared.spin_result(budget, now_ns() - before < budget)
+                        in_time = now_ns() - before < budget
                         self.shared.lock.acquire()
                         self.watched = False
                 else:
@@ -761,7 +773,7 @@ cdef class Channel:
         cdef zc_msg_t message
         if self.state > STATE_OPEN:
             return 0
-        self.last_drain = now_ns()
+        self.last_drain = coarse_now_ns()
         libzmq.msg_init(&message)
         try:
             while self.shared.receive(&message) != EAGAIN:
@@ -787,7 +799,7 @@ cdef class Channel:
         cdef const char *problem = parse_header(<const unsigned char *>libzmq.msg_data(message), n_bytes, &header)
         cdef bint more = libzmq.msg_more(message)
         self.n_received_bytes += n_bytes
-        self.last_heard = now_ns()
+        self.last_heard = coarse_now_ns()
         self.suspect = False
         if problem != NULL or (not more and header.n_buffers != 0):
             self.n_garbage += 1

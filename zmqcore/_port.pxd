@@ -25,9 +25,11 @@ cdef class Request:
     cdef Port port
     cdef Peer peer
     cdef readonly Envelope envelope
+    cdef readonly bytes topic       # canonical text, UTF-8
+    cdef readonly str method        # name; bytes that are not UTF-8 show as escapes
     cdef bint delimiter         # the peer is a REQ socket: an empty part comes before the envelope
     cdef bint answered
-    cdef int64_t received, deadline
+    cdef int64_t deadline
 
 cdef class Port:
     cdef SharedSocket shared    # its lock guards all that follows
@@ -37,6 +39,8 @@ cdef class Port:
     cdef bytes hello
     cdef dict peers             # routing id -> Peer
     cdef Peer last_peer
+    cdef bytes last_topic, last_method_bytes    # of the last request, and below as text
+    cdef str last_method
     cdef list owing             # peers that have something unacknowledged
     cdef bint receiving         # a thread is in receive()
     cdef bint watched           # ... and in poll(2): senders must keep the edge-trigger rule
@@ -53,6 +57,8 @@ cdef class Port:
     cdef int _part(self, Peer peer) except -1
     cdef int _take(self, list requests) except -1
     cdef Request _take_envelope(self, Peer peer, zc_msg_t *message, bint delimiter)
+    cdef bytes _topic_of(self, Envelope envelope)
+    cdef str _method_of(self, Envelope envelope)
     cdef Request _refuse(self, Request request, size_t n_bytes)
     cdef int _skip(self, zc_msg_t *message, bint more) except -1
     cdef Peer _peer(self, zc_msg_t *routing_id)

@@ -24,13 +24,13 @@ from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memcmp, memcpy
 
 from zmqcore._frame cimport (
-    FLAG_FLOW, KIND_ACK, KIND_CALL, KIND_CAST, KIND_ERROR, KIND_FANOUT, KIND_GOODBYE, KIND_HELLO,
+    FLAG_FLOW, HEADER_BYTES, KIND_ACK, KIND_CALL, KIND_CAST, KIND_ERROR, KIND_FANOUT, KIND_GOODBYE, KIND_HELLO,
     KIND_PING, KIND_PONG, KIND_REPLY, NO_DEADLINE, Envelope, Header, Parcel, envelope_take, parcel_close, parcel_pack,
     parcel_pack_control, parcel_send, parcel_set_ack, parse_header, part_take, release_sent_buffers,
     sent_buffers_held,
 )
 from zmqcore._libzmq cimport ZMQ_DONTWAIT, ZMQ_SNDMORE, libzmq, raise_errno, zc_msg_t
-from zmqcore._socket cimport NEVER, SharedSocket, Waiter, deadline_after, fork_generation, now_ns
+from zmqcore._socket cimport NEVER, SharedSocket, Waiter, deadline_after, coarse_now_ns, fork_generation, now_ns
 
 from zmqcore import errors
 
@@ -67,11 +67,6 @@ cdef class Request:
     def wants_reply(self) -> bool:
         """Whether it is a call that has not been answered yet."""
         return self.envelope.header.kind == KIND_CALL and not self.answered
-
-    @property
-    def method(self) -> str:
-        """The method's name."""
-        return self.envelope.method
 
     @property
     def expired(self) -> bool:
@@ -161,7 +156,9 @@ cdef class Port:
         InternalError if another thread is in receive().
         """
         cdef int64_t deadline = deadline_after(timeout)
-        cdef int64_t until, before, now, budget
+        cdef int64_t until, before, now, budget = 0
+        cdef uint64_t received = 0
+        cdef bint in_time = False
         cdef Py_ssize_t limit = max_messages
         cdef bint spun = False, acknowledged = False
         cdef list requests = []
@@ -177,6 +174,9 @@ cdef class Port:
                 while True:
                     while len(requests) < limit and self._take(requests) != EAGAIN:
                         pass
+                    if budget and (not in_time or self.n_received_bytes != received):
+                        # It paid if it ended by a message. libzmq also signals for reasons of its own: that says nothing.
+                        self.shared.spin_result(budget, in_time)
                     if requests:
                         break
                     if self.closed:
@@ -213,8 +213,7 @@ cdef class Port:
                         self.shared.lock.acquire()
                         self.watched = False
                         now = now_ns()
-                        if budget:
-                            self.shared.spin_result(budget, now < until)
+                        in_time = now < until
                     if now < until:
                         spun = acknowledged = False
                     elif not budget and self.owing:
@@ -421,7 +420,7 @@ cdef class Port:
             envelope.buffers = buffers
             envelope.n_bytes = n_bytes
         self.n_received_bytes += n_bytes
-        peer.last_seen = now_ns()
+        peer.last_seen = coarse_now_ns()
         if header.flags & FLAG_FLOW and not peer.flow:
             peer.flow = True
             self.peers[peer.routing_id] = peer
@@ -461,13 +460,33 @@ cdef class Port:
         request.peer = peer
         request.envelope = envelope
         request.delimiter = delimiter
-        request.received = peer.last_seen
+        request.topic = self._topic_of(envelope)
+        request.method = self._method_of(envelope)
         request.deadline = NEVER
         if header.remaining_ms != NO_DEADLINE:
-            request.deadline = peer.last_seen + <int64_t>header.remaining_ms * 1000000
+            request.deadline = now_ns() + <int64_t>header.remaining_ms * 1000000
         if n_parts != header.n_buffers or (n_parts and len(envelope.buffers) != n_parts):
             return self._refuse(request, n_bytes)
         return request
+
+    cdef bytes _topic_of(self, Envelope envelope):
+        """Return the envelope's topic: the very object of the last request if it is the same."""
+        cdef const char *start = <const char *>envelope.data + HEADER_BYTES
+        cdef Py_ssize_t size = envelope.header.topic_bytes
+        if self.last_topic is None or PyBytes_GET_SIZE(self.last_topic) != size \
+                or memcmp(PyBytes_AS_STRING(self.last_topic), start, size) != 0:
+            self.last_topic = PyBytes_FromStringAndSize(start, size)
+        return self.last_topic
+
+    cdef str _method_of(self, Envelope envelope):
+        """Return the envelope's method: the very object of the last request if it is the same."""
+        cdef const char *start = <const char *>envelope.data + HEADER_BYTES + envelope.header.topic_bytes
+        cdef Py_ssize_t size = envelope.header.method_bytes
+        if self.last_method_bytes is None or PyBytes_GET_SIZE(self.last_method_bytes) != size \
+                or memcmp(PyBytes_AS_STRING(self.last_method_bytes), start, size) != 0:
+            self.last_method_bytes = PyBytes_FromStringAndSize(start, size)
+            self.last_method = envelope.method
+        return self.last_method
 
     cdef Request _refuse(self, Request request, size_t n_bytes):
         """A request without all of its buffers: over a limit, or not what its header says. Tell a caller."""

@@ -14,7 +14,9 @@ cdef enum:
 cdef int64_t NEVER
 
 cdef int64_t now_ns() noexcept nogil
+cdef int64_t coarse_now_ns() noexcept nogil
 cdef int64_t deadline_after(timeout) except -1
+cdef int64_t deadline_from(int64_t started, timeout) except -1
 cdef uint64_t fork_generation() noexcept nogil
 
 cdef class Waiter:

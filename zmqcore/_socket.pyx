@@ -73,6 +73,17 @@ cdef extern from *:
         return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
     }
 
+    /* The same clock as of the last timer tick, some ms ago at most, for a fifth of the price. */
+    static inline int64_t zc_coarse_now_ns(void) {
+    #ifdef CLOCK_MONOTONIC_COARSE
+        struct timespec t;
+        clock_gettime(CLOCK_MONOTONIC_COARSE, &t);
+        return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+    #else
+        return zc_now_ns();
+    #endif
+    }
+
     /* A descriptor to wake a poll by. One eventfd on Linux, else a pipe; both ends non-blocking, not inherited. */
     static int zc_wake_open(int *read_fd, int *write_fd) {
     #ifdef __linux__
@@ -151,6 +162,7 @@ cdef extern from *:
     int zc_fds_has(int epoll_fd, int fd) noexcept nogil
     uint64_t zc_inode(int fd) noexcept nogil
     int64_t zc_now_ns() noexcept nogil
+    int64_t zc_coarse_now_ns() noexcept nogil
     int zc_wake_open(int *, int *) noexcept nogil
     void zc_wake_close(int, int) noexcept nogil
     void zc_wake_write(int) noexcept nogil
@@ -173,8 +185,18 @@ cdef int64_t now_ns() noexcept nogil:
     return zc_now_ns()
 
 
+cdef int64_t coarse_now_ns() noexcept nogil:
+    """Return now_ns() as of some ms ago: for what is measured in more than that, where it is asked often."""
+    return zc_coarse_now_ns()
+
+
 cdef int64_t deadline_after(timeout) except -1:
     """Return the monotonic time in ns that lies ``timeout`` seconds ahead; NEVER for None."""
+    return deadline_from(zc_now_ns(), timeout)
+
+
+cdef int64_t deadline_from(int64_t started, timeout) except -1:
+    """Return the monotonic time in ns that lies ``timeout`` seconds after ``started``; NEVER for None."""
     cdef double seconds
     if timeout is None:
         return NEVER
@@ -185,7 +207,7 @@ cdef int64_t deadline_after(timeout) except -1:
         return NEVER
     if seconds < 0:
         seconds = 0
-    return zc_now_ns() + <int64_t>(seconds * 1e9)
+    return started + <int64_t>(seconds * 1e9)
 
 
 # -- fork ---------------------------------------------------------------------------------------------------

@@ -117,14 +117,17 @@ class Client:
         buffers: list[Any] = []
         body = self._codec.encode((args, kwargs), buffers)
         started = time.monotonic()
-        request = ("cast", self._wire, method, body, buffers or None, b"", self._codec_id)
+        wire, codec, out_of_band = self._wire, self._codec_id, buffers or None
         target = self._route.only()
         if target is not None and _inherited() is None:
             try:
-                self._pool.send(target.endpoint, *request, self.timeout)
+                self._pool.send(
+                    target.endpoint, "cast", wire, method, body, out_of_band, b"", codec, self.timeout
+                )
                 return
             except (errors.Unreachable, errors.PeerLost):
                 pass  # certainly not executed: whatever the reason, it has not left
+        request = ("cast", wire, method, body, out_of_band, b"", codec)
         _, target = self._route.place(self._pool.send, request, deadlines.tighten(self.timeout, started))
         self._route.done(target)
 

@@ -65,8 +65,8 @@ def _attributes(endpoint: Any) -> dict[str, Callable[..., Any]]:
     return found
 
 
-#: A method, its arguments and its keyword arguments.
-Work = tuple[Callable[..., Any], list[Any], dict[str, Any]]
+#: A method, its arguments and its keyword arguments, and the seconds that are left for it.
+Work = tuple[Callable[..., Any], list[Any], dict[str, Any], float | None]
 
 
 class Dispatcher:
@@ -94,11 +94,12 @@ class Dispatcher:
     def open(self, request: Request) -> Work | None:
         """Return the method that ``request`` asks for and its arguments; None if it was refused, and answered."""
         envelope = request.envelope
-        method = self._methods.get(envelope.method)
-        if method is None or envelope.topic not in self._topics or envelope.codec != self._codec_id:
+        method = self._methods.get(request.method)
+        if method is None or request.topic not in self._topics or envelope.codec != self._codec_id:
             self._refuse_unknown(request)
             return None
-        if request.expired:
+        remaining = request.remaining
+        if remaining == 0.0:
             self.expired += 1
             self._refuse(request, "expired", "the caller's deadline had passed before the work was begun")
             return None
@@ -112,15 +113,14 @@ class Dispatcher:
         except Exception as exc:  # noqa: BLE001  (a codec of the user's may raise anything)
             self._refuse(request, "protocol", str(exc) or "the body is not [args, kwargs]")
             return None
-        return method, args, kwargs
+        return method, args, kwargs, remaining
 
     def run(self, request: Request) -> None:
         """Run one request and answer it. Should it raise, give_up() tells the caller and the thread goes on."""
         work = self.open(request)
         if work is None:
             return
-        method, args, kwargs = work
-        remaining = request.remaining
+        method, args, kwargs, remaining = work
         token = None if remaining is None else deadline.current.set(time.monotonic() + remaining)
         try:
             result = method(*args, **kwargs) if kwargs else method(*args)
@@ -143,7 +143,7 @@ class Dispatcher:
             work = self.open(request)
             if work is None:
                 return
-            method, args, kwargs = work
+            method, args, kwargs, _ = work
             try:
                 result = await (method(*args, **kwargs) if kwargs else method(*args))
             except BaseException as exc:  # noqa: BLE001  (SystemExit and CancelledError too)
@@ -184,8 +184,8 @@ class Dispatcher:
             )
 
     def _refuse_unknown(self, request: Request) -> None:
-        topic = request.envelope.topic.decode("utf-8", "backslashreplace")
-        if request.envelope.topic not in self._topics:
+        topic = request.topic.decode("utf-8", "backslashreplace")
+        if request.topic not in self._topics:
             self._refuse(
                 request, "no_such_topic", f"topic {topic!r} is not served here, but {str(self._topic)!r} is"
             )
