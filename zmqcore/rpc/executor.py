@@ -155,7 +155,8 @@ class Threads(_Executor):
         self._queue_size = queue_size
         self._durations: dict[str, float] = {}
         self._incoming = self._batches()
-        self._changed = threading.Condition(threading.Lock())
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._backlog: deque[Request] = deque()
         self._receiving = False
         self._standing_by = False
@@ -174,6 +175,7 @@ class Threads(_Executor):
         return len(self._backlog)
 
     def _loop(self) -> None:
+        durations, execute, clock = self._durations, self._execute, time.perf_counter
         request: Request | None = None
         while True:
             if request is None:
@@ -181,26 +183,30 @@ class Threads(_Executor):
                 if request is None:
                     return
             method = request.method
-            if self._durations.get(method, 1.0) > _SLOW:
+            usual = durations.get(method, 1.0)
+            if usual > _SLOW:
                 self._wake_others()
-            started = time.perf_counter()
-            self._execute(request)
-            self._note_duration(method, time.perf_counter() - started)
+            started = clock()
+            execute(request)
+            seconds = clock() - started
+            if usual > _SLOW or seconds > _SLOW:
+                self._note_duration(method, seconds)
             request = self._next()
 
     def _note_duration(self, method: str, seconds: float) -> None:
+        """Remember how long the method usually takes; what has always been short needs no note."""
         if method in self._dispatcher.methods:
             self._durations[method] = 0.75 * self._durations.get(method, seconds) + 0.25 * seconds
 
     def _wake_others(self) -> None:
         """This thread will be busy for long: somebody else should receive, and run what waits."""
-        with self._changed:
+        with self._lock:
             if self._idle:
                 self._changed.notify(1 + len(self._backlog))
 
     def _next(self) -> Request | None:
         """After a handler: go on with what waits, or stop running handlers."""
-        with self._changed:
+        with self._lock:
             if self._backlog:
                 return self._backlog.popleft()
             self._running -= 1
@@ -209,7 +215,7 @@ class Threads(_Executor):
     def _take(self) -> Request | None:
         """Return a request to run, counted as running: one that waits, or one received. None at the end."""
         while True:
-            with self._changed:
+            with self._lock:
                 while True:
                     if self._backlog and self._running < self._workers:
                         self._running += 1
@@ -245,7 +251,7 @@ class Threads(_Executor):
         None when nothing more will come, or nothing more may be received now.
         """
         for batch in self._incoming:
-            with self._changed:
+            with self._lock:
                 self._last_batch = time.monotonic()
                 self._backlog.extend(batch)
                 if self._idle and not self._standing_by:
@@ -257,7 +263,7 @@ class Threads(_Executor):
                 if len(self._backlog) >= self._queue_size:
                     self._receiving = False
                     return None
-        with self._changed:
+        with self._lock:
             self._ended = True
             self._receiving = False
             self._changed.notify_all()
