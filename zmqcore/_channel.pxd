@@ -20,6 +20,7 @@ cdef enum Outcome:
     OUTCOME_CLOSED = 3
     OUTCOME_EXPIRED = 4
     OUTCOME_CANCELLED = 5
+    OUTCOME_MALFORMED = 6
 
 cdef class Pending:
     cdef Channel channel
@@ -105,6 +106,7 @@ cdef class Channel:
     cdef int _unlock(self) except -1
     cdef int _drain(self) except -1
     cdef int _take(self, zc_msg_t *message) except -1
+    cdef int _refuse(self, uint64_t id) except -1
     cdef int _take_buffers(self, Envelope envelope, zc_msg_t *message) except -1
     cdef int _hello(self, Envelope envelope) except -1
     cdef int _part(self) except -1

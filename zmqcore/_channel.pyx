@@ -125,7 +125,7 @@ cdef class Pending:
         return self.channel._cancel(self)
 
     def __repr__(self) -> str:
-        names = ("waiting", "done", "lost", "closed", "expired", "cancelled")
+        names = ("waiting", "done", "lost", "closed", "expired", "cancelled", "malformed")
         return f"<Pending {self.id} on {self.channel.endpoint} {names[self.outcome]}>"
 
 
@@ -266,7 +266,7 @@ cdef class Channel:
         self._check()
         if self.state == STATE_OPEN:
             return True
-        self.shared.lock.acquire()
+        self.shared.enter()
         try:
             self._drain()
             if self.state == STATE_CONNECTING:
@@ -290,7 +290,7 @@ cdef class Channel:
         cdef int64_t now, next_deadline
         cdef Pending pending
         self._check()
-        self.shared.lock.acquire()
+        self.shared.enter()
         try:
             if self.state <= STATE_OPEN:
                 self._drain()
@@ -322,7 +322,7 @@ cdef class Channel:
         There can be one such loop; any number of others and of threads may use the channel as ever.
         """
         self._check()
-        self.shared.lock.acquire()
+        self.shared.enter()
         try:
             if self.loop_thread == 0:
                 self.loop_thread = PyThread_get_thread_ident()
@@ -335,7 +335,7 @@ cdef class Channel:
         """The loop that adopted the channel is done with it; what is still outstanding goes to ``attention``."""
         cdef bint orphaned
         self._check()
-        self.shared.lock.acquire()
+        self.shared.enter()
         try:
             self.loop_thread = 0
             orphaned = len(self.expiring) > 0 or self.on_clean is not None
@@ -351,7 +351,7 @@ cdef class Channel:
         What is still unacknowledged after ``timeout`` seconds is lost, and so is the channel then.
         """
         cdef bint attend = False
-        self.shared.lock.acquire()
+        self.shared.enter()
         try:
             self._drain()
             self.on_clean = on_clean
@@ -367,7 +367,7 @@ cdef class Channel:
     def look(self) -> None:
         """Take what has come and notice what has become of the connection; never block."""
         self._check()
-        self.shared.lock.acquire()
+        self.shared.enter()
         try:
             self._drain()
         finally:
@@ -386,7 +386,7 @@ cdef class Channel:
         """
         if self.shared.generation != fork_generation():
             return
-        self.shared.lock.acquire()
+        self.shared.enter()
         try:
             if self.state != STATE_CLOSED:
                 self.state = STATE_CLOSED
@@ -482,7 +482,7 @@ cdef class Channel:
         header.ack = 0
         header.remaining_ms = NO_DEADLINE
         parcel_pack(&parcel, &header, topic, method, metadata, body, buffers, self.max_bytes, self.max_buffers)
-        self.shared.lock.acquire()
+        self.shared.enter()
         try:
             self._send(&parcel, pending, deadline, carries_deadline, expects_reply, wait)
             if expects_reply:
@@ -490,6 +490,10 @@ cdef class Channel:
             else:
                 self.n_casts += 1
             if callback is not None:
+                if len(self.expiring) > 64 + 2 * len(self.pending):
+                    # Most have ended before their deadlines, behind one that has not.
+                    self.expiring = [entry for entry in self.expiring if entry[1] in self.pending]
+                    heapq.heapify(self.expiring)
                 heapq.heappush(self.expiring, (deadline, pending.id))
                 # Who attends sleeps until the deadline that was the first one.
                 attend = not self.attended or self.expiring[0][1] == pending.id
@@ -632,7 +636,7 @@ cdef class Channel:
     cdef int _await(self, Pending op, int64_t deadline) except -1:
         """Wait until ``op`` has ended, or the deadline."""
         cdef Pending joined
-        self.shared.lock.acquire()
+        self.shared.enter()
         try:
             if op.waiter is None:
                 self._lead_or_follow(op, deadline)
@@ -674,7 +678,7 @@ cdef class Channel:
                 if self.leader is op:
                     self._drain()
                     if budget and (not in_time or self.n_received_bytes != received):
-                        # It paid if it ended by a message. libzmq also signals for reasons of its own: that says nothing.
+                        # It paid if it ended by a message; libzmq also signals for reasons of its own.
                         self.shared.spin_result(budget, in_time)
                     budget = 0
                     if not overdue and (
@@ -687,13 +691,13 @@ cdef class Channel:
                     budget = self.shared.spin_budget() if self.inside == 1 else 0
                     received = self.n_received_bytes
                     self.watched = True
-                    self.shared.lock.release()
+                    self.shared.leave()
                     before = now_ns()
                     try:
                         waiter.wait(self.shared.fd, deadline, budget)
                     finally:
                         in_time = now_ns() - before < budget
-                        self.shared.lock.acquire()
+                        self.shared.enter()
                         self.watched = False
                 else:
                     if overdue:
@@ -704,11 +708,11 @@ cdef class Channel:
                         overdue = deadline != NEVER and now_ns() >= deadline
                         continue
                     self.followers[op] = None
-                    self.shared.lock.release()
+                    self.shared.leave()
                     try:
                         waiter.wait(-1, deadline, 0)
                     finally:
-                        self.shared.lock.acquire()
+                        self.shared.enter()
                         self.followers.pop(op, None)
                 overdue = deadline != NEVER and now_ns() >= deadline
         finally:
@@ -736,12 +740,12 @@ cdef class Channel:
         if self.leader is op:
             self.leader = None
             self._promote()
-        self.shared.lock.release()
+        self.shared.leave()
         try:
             release_sent_buffers()
             _run_callbacks(finished)
         finally:
-            self.shared.lock.acquire()
+            self.shared.enter()
         return 0
 
     cdef int _unlock(self) except -1:
@@ -756,7 +760,7 @@ cdef class Channel:
         if close_now:
             # The state keeps all others from using the handle, and nobody waits on the fd.
             self.shared.handle = NULL
-        self.shared.lock.release()
+        self.shared.leave()
         release_sent_buffers()
         if close_now:
             self.shared.close_socket()
@@ -802,17 +806,15 @@ cdef class Channel:
         self.last_heard = coarse_now_ns()
         self.suspect = False
         if problem != NULL or (not more and header.n_buffers != 0):
-            self.n_garbage += 1
             while more:
                 self.shared.receive(message)
                 more = libzmq.msg_more(message)
-            return 0
+            return self._refuse(0 if problem != NULL else header.id)
         envelope = envelope_take(message, &header)
         if more:
             if self._take_buffers(envelope, message) != envelope.header.n_buffers \
                     or len(envelope.buffers) != envelope.header.n_buffers:
-                self.n_garbage += 1
-                return 0
+                return self._refuse(header.id)
         self._acked(header.ack)
         if header.kind == KIND_REPLY or header.kind == KIND_ERROR or header.kind == KIND_PONG:
             pending = self.pending.pop(header.id, None)
@@ -832,6 +834,14 @@ cdef class Channel:
                 self._finish(self.senders.popleft(), OUTCOME_DONE)
         elif header.kind != KIND_ACK:
             self.n_garbage += 1
+        return 0
+
+    cdef int _refuse(self, uint64_t id) except -1:
+        """What has come is no envelope, or over a limit. If it says for which request, that one ends here."""
+        cdef Pending pending = self.pending.pop(id, None)
+        self.n_garbage += 1
+        if pending is not None:
+            self._finish(pending, OUTCOME_MALFORMED)
         return 0
 
     cdef int _take_buffers(self, Envelope envelope, zc_msg_t *message) except -1:
@@ -925,10 +935,15 @@ cdef class Channel:
 
     cdef int _abandon(self, Pending pending) except -1:
         """Nobody waits for ``pending`` any longer: its time is over, or the waiting thread was interrupted."""
-        self.shared.lock.acquire()
+        self.shared.enter()
         try:
-            if pending.outcome == OUTCOME_WAITING:
+            if pending.outcome != OUTCOME_WAITING:
+                pass
+            elif pending.deadline != NEVER and now_ns() >= pending.deadline:
                 self._expire(pending)
+            else:
+                self.pending.pop(pending.id, None)
+                self._finish(pending, OUTCOME_CANCELLED)
         finally:
             self._unlock()
         return 0
@@ -944,9 +959,9 @@ cdef class Channel:
 
     def _cancel(self, Pending pending not None) -> bool:
         # Referred to until the lock is released: the callback's finalizer is user code.
-        callback = pending.callback
+        _callback = pending.callback
         self._check()
-        self.shared.lock.acquire()
+        self.shared.enter()
         try:
             if self.pending.pop(pending.id, None) is None:
                 return False
@@ -966,6 +981,10 @@ cdef class Channel:
         if pending.outcome == OUTCOME_LOST:
             raise errors.PeerLost(
                 f"{self.endpoint}: {self.lost_reason} before the reply came; the request may have been executed")
+        if pending.outcome == OUTCOME_MALFORMED:
+            raise errors.ProtocolError(
+                f"{self.endpoint} has answered by what is no envelope, or over the limits of {self.max_bytes} bytes and"
+                f" {self.max_buffers} buffers")
         if pending.outcome == OUTCOME_CLOSED:
             raise errors.Closed(f"channel to {self.endpoint} was closed before the reply came")
         raise errors.Closed(f"request {pending.id} to {self.endpoint} was cancelled")

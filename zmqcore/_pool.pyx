@@ -40,26 +40,13 @@ from libc.stdint cimport int64_t, uint64_t
 
 from zmqcore._channel cimport STATE_CLOSED, STATE_LOST, STATE_OPEN, Channel, Pending
 from zmqcore._frame cimport Envelope
-from zmqcore._socket cimport NEVER, OpenFds, coarse_now_ns, deadline_after, now_ns, waiter_borrow, waiter_return
+from zmqcore._socket cimport (
+    NEVER, OpenFds, coarse_now_ns, deadline_after, gc_pause, gc_resume, now_ns, waiter_borrow, waiter_return,
+)
 
-from zmqcore import _channel, errors  # noqa: F401  (_channel fills the function table)
+from zmqcore import errors
 
 __all__ = ["ChannelPool", "default_max_sockets"]
-
-cdef extern from *:
-    """
-    /* Before Python 3.12 any allocation may collect garbage, and so run anybody's destructors, which may use this very
-       pool: under the lock that would wait for itself. Later the collector runs between bytecodes only. */
-    #if PY_VERSION_HEX < 0x030C0000
-    #define zc_gc_pause() PyGC_Disable()
-    #define zc_gc_resume(was_on) do { if (was_on) PyGC_Enable(); } while (0)
-    #else
-    #define zc_gc_pause() 0
-    #define zc_gc_resume(was_on) ((void)(was_on))
-    #endif
-    """
-    int zc_gc_pause() noexcept
-    void zc_gc_resume(int was_on) noexcept
 
 # A connection over loopback takes well under a millisecond; one that is refused never shows. After this time it is
 # worth asking the endpoint by a plain connect(2), in ns.
@@ -173,13 +160,13 @@ cdef class Table:
     cdef int enter(self) except -1:
         """Take the lock. Until leave() no garbage is collected, where that could happen at any allocation."""
         self.lock.acquire()
-        self.gc_was_on = zc_gc_pause()
+        self.gc_was_on = gc_pause()
         return 0
 
     cdef int leave(self) except -1:
         cdef bint gc_was_on = self.gc_was_on
         self.lock.release()
-        zc_gc_resume(gc_was_on)
+        gc_resume(gc_was_on)
         return 0
 
     cdef double random(self) noexcept:
@@ -646,8 +633,7 @@ cdef class ChannelPool:
     cdef Slot _least_missed(self, Ring ring):
         """Return the least recently used slot that can close at once; if there is none near, the very least."""
         cdef Slot slot = ring.anchor.behind
-        cdef int i
-        for i in range(8):
+        for _ in range(8):
             if slot is ring.anchor:
                 break
             if slot.channel.is_clean():

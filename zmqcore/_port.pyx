@@ -163,7 +163,7 @@ cdef class Port:
         cdef bint spun = False, acknowledged = False
         cdef list requests = []
         self._check()
-        self.shared.lock.acquire()
+        self.shared.enter()
         try:
             if self.closed:
                 raise errors.Closed("the port is closed")
@@ -171,11 +171,13 @@ cdef class Port:
                 raise errors.InternalError("two threads receive from one port")
             self.receiving = True
             try:
+                if coarse_now_ns() >= self.next_prune:
+                    self._prune(coarse_now_ns())
                 while True:
                     while len(requests) < limit and self._take(requests) != EAGAIN:
                         pass
                     if budget and (not in_time or self.n_received_bytes != received):
-                        # It paid if it ended by a message. libzmq also signals for reasons of its own: that says nothing.
+                        # It paid if it ended by a message; libzmq also signals for reasons of its own.
                         self.shared.spin_result(budget, in_time)
                     if requests:
                         break
@@ -187,9 +189,6 @@ cdef class Port:
                     before = now_ns()
                     if before >= deadline:
                         break
-                    if before >= self.next_prune:
-                        self._prune(before)
-                        continue        # it has sent: look again before waiting
                     budget = 0 if spun else self.shared.spin_budget()
                     spun = True
                     if not budget and not acknowledged:
@@ -205,12 +204,12 @@ cdef class Port:
                         # The latter: perhaps nobody else comes by to release what the last reply has pinned.
                         until = min(before + ACK_CALLS_AFTER, deadline)
                     self.watched = True
-                    self.shared.lock.release()
+                    self.shared.leave()
                     try:
                         release_sent_buffers()
                         self.waiter.wait(self.shared.fd, until, budget)
                     finally:
-                        self.shared.lock.acquire()
+                        self.shared.enter()
                         self.watched = False
                         now = now_ns()
                         in_time = now < until
@@ -231,7 +230,7 @@ cdef class Port:
         by receive() with timeout 0 before waiting: sending may have swallowed the edge.
         """
         self._check()
-        self.shared.lock.acquire()
+        self.shared.enter()
         try:
             if not self.closed and self.owing:
                 self._flush_acks(calls_too)
@@ -246,11 +245,11 @@ cdef class Port:
     def wake(self) -> None:
         """Make receive() return, now or the next time."""
         self._check()
-        self.shared.lock.acquire()
+        self.shared.enter()
         self.woken = True
         if self.watched:
             self.waiter.wake()
-        self.shared.lock.release()
+        self.shared.leave()
 
     def goodbye(self) -> None:
         """Tell every peer, also those to come, that nothing new is wanted here: clients go elsewhere.
@@ -262,7 +261,7 @@ cdef class Port:
         """
         cdef Peer peer
         self._check()
-        self.shared.lock.acquire()
+        self.shared.enter()
         try:
             self.leaving = True
             if not self.closed:
@@ -282,7 +281,7 @@ cdef class Port:
         cdef int64_t now = now_ns()
         cdef bint settled = True
         self._check()
-        self.shared.lock.acquire()
+        self.shared.enter()
         try:
             for peer in list(self.peers.values()):
                 if peer.parted:
@@ -304,7 +303,7 @@ cdef class Port:
         """
         if self.shared.generation != fork_generation():
             return
-        self.shared.lock.acquire()
+        self.shared.enter()
         try:
             if not self.closed:
                 self.closed = True
@@ -585,9 +584,9 @@ cdef class Port:
         header.ack = 0
         header.remaining_ms = NO_DEADLINE
         parcel_pack(&parcel, &header, b"", "", metadata, body, buffers, self.max_bytes, self.max_buffers)
-        self.shared.lock.acquire()
+        self.shared.enter()
         if request.answered or self.closed:
-            self.shared.lock.release()
+            self.shared.leave()
             parcel_close(&parcel)
             if request.answered:
                 raise errors.InternalError(f"{request!r} is answered twice")
@@ -658,7 +657,7 @@ cdef class Port:
         cdef bint close_now = self.closed and not self.receiving and self.shared.handle != NULL
         if close_now:
             self.shared.handle = NULL
-        self.shared.lock.release()
+        self.shared.leave()
         release_sent_buffers()
         if close_now:
             self.waiter = None      # its eventfd goes too, however long somebody keeps the port or a request

@@ -19,6 +19,9 @@ cdef int64_t deadline_after(timeout) except -1
 cdef int64_t deadline_from(int64_t started, timeout) except -1
 cdef uint64_t fork_generation() noexcept nogil
 
+cdef int gc_pause() noexcept
+cdef int gc_resume(int was_on) noexcept
+
 cdef class Waiter:
     cdef int read_fd
     cdef int write_fd
@@ -41,13 +44,15 @@ cdef class SharedSocket:
     cdef void *handle                   # borrowed from socket
     cdef readonly int fd                # ZMQ_FD, borrowed from socket
     cdef cython.pymutex lock            # guards every libzmq operation on the socket, and its owner's state
+    cdef int gc_was_on
     cdef bint writable                  # ZMQ_POLLOUT, as of the last time that the events were read
     cdef bint readable                  # ZMQ_POLLIN, likewise
     cdef uint64_t generation            # fork_generation() when it was made
     cdef int spin_score                 # how well spinning has paid lately
     cdef unsigned int spin_skipped
     cdef readonly int64_t spin_ns
-    cdef int check(self, object what) except -1
+    cdef int enter(self) except -1
+    cdef int leave(self) noexcept
     cdef int read_events(self) except -1
     cdef int receive(self, zc_msg_t *message) except -1
     cdef int64_t spin_budget(self) noexcept

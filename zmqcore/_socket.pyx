@@ -28,7 +28,6 @@ from zmqcore._libzmq cimport (
     ZMQ_DONTWAIT, ZMQ_EVENTS, ZMQ_FD, ZMQ_POLLIN, ZMQ_POLLOUT, libzmq, raise_errno, zc_msg_t,
 )
 
-from zmqcore import errors
 
 cdef extern from *:
     """
@@ -66,6 +65,16 @@ cdef extern from *:
         struct stat status;
         return fstat(fd, &status) == 0 ? (uint64_t)status.st_ino + 1 : 0;
     }
+
+    /* Before Python 3.12 any allocation may collect garbage, and so run a finalizer, which is user code: under one of
+       our locks it could wait for that very lock. Later versions collect only between bytecodes. */
+    #if PY_VERSION_HEX < 0x030C0000
+    #define zc_gc_pause() PyGC_Disable()
+    #define zc_gc_resume(was_on) do { if (was_on) PyGC_Enable(); } while (0)
+    #else
+    #define zc_gc_pause() 0
+    #define zc_gc_resume(was_on) ((void)(was_on))
+    #endif
 
     static inline int64_t zc_now_ns(void) {
         struct timespec t;
@@ -157,6 +166,8 @@ cdef extern from *:
         return n;
     }
     """
+    int zc_gc_pause() noexcept
+    void zc_gc_resume(int was_on) noexcept
     int zc_fds_open() noexcept nogil
     int zc_fds_add(int epoll_fd, int fd) noexcept nogil
     int zc_fds_has(int epoll_fd, int fd) noexcept nogil
@@ -183,6 +194,16 @@ cdef int64_t _open_waiters = 0
 
 cdef int64_t now_ns() noexcept nogil:
     return zc_now_ns()
+
+
+cdef int gc_pause() noexcept:
+    """Keep the garbage collector from running under a lock; return what gc_resume() wants to know."""
+    return zc_gc_pause()
+
+
+cdef int gc_resume(int was_on) noexcept:
+    zc_gc_resume(was_on)
+    return 0
 
 
 cdef int64_t coarse_now_ns() noexcept nogil:
@@ -369,12 +390,17 @@ cdef class SharedSocket:
         self.spin_ns = <int64_t>(spin_seconds * 1e9)
         self.spin_score = 4
 
-    cdef int check(self, object what) except -1:
-        """Raise Closed unless the socket is open and of this process. The lock need not be held."""
-        if self.generation != _generation:
-            raise errors.Closed(f"{what} was made before a fork and belongs to the parent process")
-        if self.handle == NULL:
-            raise errors.Closed(f"{what} is closed")
+    cdef int enter(self) except -1:
+        """Take the lock. Until leave() the garbage collector rests where it could run at any allocation."""
+        self.lock.acquire()
+        self.gc_was_on = gc_pause()
+        return 0
+
+    cdef int leave(self) noexcept:
+        """Release the lock."""
+        cdef int gc_was_on = self.gc_was_on
+        self.lock.release()
+        gc_resume(gc_was_on)
         return 0
 
     cdef int read_events(self) except -1:
