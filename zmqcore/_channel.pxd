@@ -110,6 +110,7 @@ cdef class Channel:
     cdef int _take_buffers(self, Envelope envelope, zc_msg_t *message) except -1
     cdef int _hello(self, Envelope envelope) except -1
     cdef int _part(self) except -1
+    cdef int _probe(self) except -1
     cdef int _finish(self, Pending pending, int outcome) except -1
     cdef int _lose(self, str reason) except -1
     cdef int _end_all(self, int outcome) except -1

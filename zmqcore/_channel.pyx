@@ -38,7 +38,7 @@ from libc.stddef cimport size_t
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from zmqcore._frame cimport (
-    FLAG_FLOW, KIND_ACK, KIND_CALL, KIND_CAST, KIND_ERROR, KIND_GOODBYE, KIND_HELLO, KIND_PING, KIND_PONG,
+    FLAG_FLOW, HEADER_BYTES, KIND_ACK, KIND_CALL, KIND_CAST, KIND_ERROR, KIND_GOODBYE, KIND_HELLO, KIND_PING, KIND_PONG,
     KIND_REPLY, NO_DEADLINE, Envelope, Header, Parcel, envelope_take, parcel_close, parcel_pack,
     parcel_pack_control, parcel_send,
     parcel_set_id, parcel_set_remaining, parse_header, part_take, release_sent_buffers,
@@ -60,6 +60,8 @@ cdef Py_ssize_t UNANNOUNCED_BYTES = 1 << 18
 # A call that expires after this time, in ns, without anything having come, makes its channel suspect. Ten times the
 # interval at which a port acknowledges calls that take long.
 cdef int64_t SILENCE = 1_000_000_000
+# While requests are outstanding and nothing comes, the port is asked this often, in ns, whether it is there.
+cdef int64_t PROBE_INTERVAL = 2_000_000_000
 # A sender that nobody makes wait looks this often, in ns, whether something has come.
 cdef int64_t LOOK_INTERVAL = 10_000_000
 
@@ -284,7 +286,7 @@ cdef class Channel:
     def attend(self) -> float | None:
         """Take what has come, call callbacks, expire what is overdue; never block. May then be waited for on ``fd``.
 
-        Returns how many seconds are left until the next deadline (at most 3600), or None when no submitted request
+        Returns after how many seconds to call it again at the latest, or None when no submitted request
         is outstanding any more: then nobody needs to attend until ``attention`` is called again.
         """
         cdef int64_t now, next_deadline
@@ -292,14 +294,14 @@ cdef class Channel:
         self._check()
         self.shared.enter()
         try:
-            if self.state <= STATE_OPEN:
-                self._drain()
+            self._probe()
+            self._drain()
             now = now_ns()
             while self.expiring:
                 next_deadline, number = self.expiring[0]
                 pending = self.pending.get(number)
                 if pending is not None and next_deadline > now:
-                    return min((next_deadline - now) / 1e9, 3600.0)
+                    return min((next_deadline - now) / 1e9, PROBE_INTERVAL / 1e9)
                 heapq.heappop(self.expiring)
                 if pending is not None:
                     self._expire(pending)
@@ -694,11 +696,13 @@ cdef class Channel:
                     self.shared.leave()
                     before = now_ns()
                     try:
-                        waiter.wait(self.shared.fd, deadline, budget)
+                        waiter.wait(self.shared.fd, min(deadline, before + PROBE_INTERVAL), budget)
                     finally:
                         in_time = now_ns() - before < budget
                         self.shared.enter()
                         self.watched = False
+                    if now_ns() - before >= PROBE_INTERVAL:
+                        self._probe()
                 else:
                     if overdue:
                         break
@@ -819,7 +823,8 @@ cdef class Channel:
         if header.kind == KIND_REPLY or header.kind == KIND_ERROR or header.kind == KIND_PONG:
             pending = self.pending.pop(header.id, None)
             if pending is None:
-                self.n_late += 1
+                if header.kind != KIND_PONG:
+                    self.n_late += 1
             else:
                 self.n_replies += 1
                 pending.reply = envelope
@@ -881,6 +886,30 @@ cdef class Channel:
                 self._finish(pending, OUTCOME_LOST)
             self.lost_reason = "the connection broke and was made again"
             self._acked(first - 1)
+        return 0
+
+    cdef int _probe(self) except -1:
+        """Requests are outstanding, and nothing has come for long: ask whether the port is there.
+
+        Should libzmq have reconnected unnoticed, this is the new connection's first message, and the port's hello
+        tells that the requests are lost.
+        """
+        cdef Parcel parcel
+        cdef Header header
+        if self.state != STATE_OPEN or not self.pending or coarse_now_ns() - self.last_heard < PROBE_INTERVAL:
+            return 0
+        header.kind = KIND_PING
+        header.flags = FLAG_FLOW
+        header.codec = 0
+        header.id = self.sent_id + 1
+        header.ack = 0
+        header.remaining_ms = NO_DEADLINE
+        header.body_bytes = 0
+        parcel_pack_control(&parcel, &header, NULL)
+        if self._has_room(parcel.n_bytes) and parcel_send(&parcel, self.shared.handle) == 0:
+            self.sent_id += 1
+            self._record_sent(HEADER_BYTES)
+        parcel_close(&parcel)
         return 0
 
     cdef int _part(self) except -1:
