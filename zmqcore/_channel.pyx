@@ -145,7 +145,7 @@ cdef class Channel:
 
     def __init__(
         self, context: zmq.Context, endpoint: str, *, window_messages: int = 4096, window_bytes: int = 1 << 26,
-        max_bytes: int = 1 << 28, max_buffers: int = 1024, spin: float = 60e-6, configure=None, attention=None,
+        max_bytes: int = 1 << 28, max_buffers: int = 1024, spin: float = 100e-6, configure=None, attention=None,
     ):
         if window_messages < 1 or window_bytes < 1:
             raise ValueError(f"window of {window_messages} messages and {window_bytes} bytes; both must be at least 1")
@@ -665,9 +665,9 @@ cdef class Channel:
         for ``op``.
         """
         cdef Waiter waiter
-        cdef int64_t budget = 0, before
+        cdef int64_t budget = 0, before, waited = 0
         cdef uint64_t received = 0
-        cdef bint in_time = False, overdue = False
+        cdef bint overdue = False
         if op.outcome != OUTCOME_WAITING:
             return 0
         waiter = waiter_borrow()
@@ -679,9 +679,9 @@ cdef class Channel:
                     self.leader = op
                 if self.leader is op:
                     self._drain()
-                    if budget and (not in_time or self.n_received_bytes != received):
-                        # It paid if it ended by a message; libzmq also signals for reasons of its own.
-                        self.shared.spin_result(budget, in_time)
+                    if budget and (waited >= budget or self.n_received_bytes != received):
+                        # Otherwise libzmq has signalled for reasons of its own.
+                        self.shared.spin_result(budget, waited)
                     budget = 0
                     if not overdue and (
                             self.finished or (op.outcome == OUTCOME_WAITING and sent_buffers_returned())):
@@ -698,7 +698,7 @@ cdef class Channel:
                     try:
                         waiter.wait(self.shared.fd, min(deadline, before + PROBE_INTERVAL), budget)
                     finally:
-                        in_time = now_ns() - before < budget
+                        waited = now_ns() - before
                         self.shared.enter()
                         self.watched = False
                     if now_ns() - before >= PROBE_INTERVAL:

@@ -115,7 +115,7 @@ cdef class Port:
 
     def __init__(
         self, context: zmq.Context, endpoints, *, max_bytes: int = 1 << 28, max_buffers: int = 1024,
-        high_water: int = 10_000, spin: float = 60e-6, configure=None,
+        high_water: int = 10_000, spin: float = 100e-6, configure=None,
     ):
         socket = context.socket(zmq.ROUTER)
         bound = []
@@ -156,9 +156,8 @@ cdef class Port:
         InternalError if another thread is in receive().
         """
         cdef int64_t deadline = deadline_after(timeout)
-        cdef int64_t until, before, now, budget = 0
+        cdef int64_t until, before, now, budget, tried = 0, spun_at = 0
         cdef uint64_t received = 0
-        cdef bint in_time = False
         cdef Py_ssize_t limit = max_messages
         cdef bint spun = False, acknowledged = False
         cdef list requests = []
@@ -176,9 +175,9 @@ cdef class Port:
                 while True:
                     while len(requests) < limit and self._take(requests) != EAGAIN:
                         pass
-                    if budget and (not in_time or self.n_received_bytes != received):
-                        # It paid if it ended by a message; libzmq also signals for reasons of its own.
-                        self.shared.spin_result(budget, in_time)
+                    if tried and (self.n_received_bytes != received or now_ns() - spun_at > 3 * tried):
+                        self.shared.spin_result(tried, now_ns() - spun_at)
+                        tried = 0
                     if requests:
                         break
                     if self.closed:
@@ -200,6 +199,7 @@ cdef class Port:
                     until = deadline
                     if budget:
                         until = min(before + budget, deadline)
+                        tried, spun_at, received = budget, before, self.n_received_bytes
                     elif self.owing or sent_buffers_held():
                         # The latter: perhaps nobody else comes by to release what the last reply has pinned.
                         until = min(before + ACK_CALLS_AFTER, deadline)
@@ -212,7 +212,6 @@ cdef class Port:
                         self.shared.enter()
                         self.watched = False
                         now = now_ns()
-                        in_time = now < until
                     if now < until:
                         spun = acknowledged = False
                     elif not budget and self.owing:

@@ -56,5 +56,5 @@ cdef class SharedSocket:
     cdef int read_events(self) except -1
     cdef int receive(self, zc_msg_t *message) except -1
     cdef int64_t spin_budget(self) noexcept
-    cdef int spin_result(self, int64_t budget, bint paid) noexcept
+    cdef int spin_result(self, int64_t budget, int64_t waited) noexcept
     cdef int close_socket(self) except -1

@@ -377,7 +377,7 @@ cdef class SharedSocket:
     ``spin_seconds`` is how long a wait polls without blocking before it blocks; 0 switches that off.
     """
 
-    def __init__(self, socket: zmq.Socket, spin_seconds: float = 60e-6):
+    def __init__(self, socket: zmq.Socket, spin_seconds: float = 100e-6):
         cdef int fd = -1
         cdef size_t size = sizeof(int)
         cdef size_t address = socket.underlying
@@ -439,13 +439,13 @@ cdef class SharedSocket:
         self.spin_skipped += 1
         return self.spin_ns if self.spin_skipped % 16 == 0 else 0
 
-    cdef int spin_result(self, int64_t budget, bint paid) noexcept:
-        """Take note whether a wait that spun ``budget`` ns ended while it spun."""
-        if budget:
-            if paid:
-                self.spin_score = min(self.spin_score + 2, 8)
-            else:
-                self.spin_score = max(self.spin_score - 1, 0)
+    cdef int spin_result(self, int64_t budget, int64_t waited) noexcept:
+        """Take note that a wait which spun for up to ``budget`` ns ended by a message, or not, after ``waited`` ns."""
+        if waited < budget:
+            self.spin_score = min(self.spin_score + 2, 8)
+        elif waited > 3 * budget:
+            self.spin_score = max(self.spin_score - 1, 0)
+        # In between it was a near miss, which says neither.
         return 0
 
     cdef int close_socket(self) except -1:

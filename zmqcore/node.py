@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import logging
 import os
 import socket
 import threading
 import uuid
 import weakref
 from collections.abc import Sequence
+from contextvars import ContextVar
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import zmq
 
@@ -27,12 +29,30 @@ from zmqcore.codec import Codec, Limits, MsgpackCodec, get_codec
 from zmqcore.matchmaker import Matchmaker, open_matchmaker
 from zmqcore.runtime_dir import runtime_directory
 
-__all__ = ["Node", "default_node"]
+__all__ = ["Node", "Owned", "called_back", "default_node"]
+
+_logger = logging.getLogger("zmqcore.node")
+
+#: Whether the code that runs now is a callback: it may run on a thread that is using a channel, which that thread can
+#: close only afterwards.
+called_back: ContextVar[bool] = ContextVar("zmqcore_called_back", default=False)
 
 #: What an envelope may have besides its body and buffers: header, topic, method and metadata.
 _ENVELOPE_OVERHEAD_BYTES = 1 << 18
 #: What a context and its first socket take (6 with libzmq 4.3.5), and a little more.
 _CONTEXT_FDS = 8
+#: How long, in seconds, closing waits for sockets that nobody closes. Longer than replies may linger (2 s).
+_TERM_PATIENCE = 5.0
+
+
+class Owned(Protocol):
+    """What a node closes before it closes itself."""
+
+    def runs_this_thread(self) -> bool:
+        """Whether the calling thread has to go on before this can be closed down, as a handler of a server has."""
+
+    def close_down(self, timeout: float) -> None:
+        """Stop, within ``timeout`` seconds. Called by any thread but those."""
 
 
 class Node:
@@ -68,7 +88,7 @@ class Node:
         context: zmq.Context[zmq.Socket[bytes]] | None = None,
         codec: str | Codec = "msgpack",
         limits: Limits | None = None,
-        spin: float = 60e-6,
+        spin: float = 100e-6,
         window_messages: int = 4096,
         window_bytes: int = 1 << 26,
     ) -> None:
@@ -100,8 +120,9 @@ class Node:
         self._lock = threading.RLock()
         self._given_context = context
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
-        self._owned: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._owned: weakref.WeakSet[Owned] = weakref.WeakSet()
         self._closed = False
+        self._ended = threading.Event()
         _nodes.add(self)
 
     def _make_codec(self, codec: str | Codec) -> Codec:
@@ -130,6 +151,9 @@ class Node:
         self._lock = threading.RLock()
         self._context = self._given_context = None
         self._owned = weakref.WeakSet()
+        self._ended = threading.Event()
+        if self._closed:
+            self._ended.set()
         self.identity = uuid.uuid4().hex
 
     def _check(self) -> None:
@@ -173,8 +197,8 @@ class Node:
         path = runtime_directory() / f"{os.getpid()}-{uuid.uuid4().hex[:8]}.sock"
         return (f"ipc://{path}", "tcp://127.0.0.1:*")
 
-    def own(self, thing: Any) -> None:
-        """Remember something with a ``close_down(timeout)`` method, a server, that close() has to stop first."""
+    def own(self, thing: Owned) -> None:
+        """Remember something, a server, that close() has to stop first; as long as it lives."""
         self._owned.add(thing)
 
     def stats(self) -> dict[str, Any]:
@@ -193,22 +217,34 @@ class Node:
     def close(self, timeout: float = 5.0) -> None:
         """Stop this node's servers (up to ``timeout`` seconds each), then close pool, matchmaker and context.
 
-        What is outstanding ends with Closed. Twice is fine.
+        What is outstanding ends with Closed. Twice is fine, also at the same time: the second one only waits. Called by
+        a handler of one of its servers, by a callback of a future, or on an event loop on which one of its servers runs,
+        it returns at once, and the node closes behind it.
         """
         with self._lock:
-            if self._closed:
-                return
+            first = not self._closed
             self._closed = True
+        if called_back.get() or any(thing.runs_this_thread() for thing in list(self._owned)):
+            if first:
+                threading.Thread(target=self._close, args=(timeout,), name="zmqcore-close").start()
+        elif first:
+            self._close(timeout)
+        else:
+            self._ended.wait(timeout)
+
+    def _close(self, timeout: float) -> None:
+        with self._lock:
             context = self._context
         # Ctrl-C during one of these must not keep the next one open.
         with contextlib.ExitStack() as stack:
+            stack.callback(self._ended.set)
             if context is not None and context is not self._given_context:
-                stack.callback(context.term)
+                stack.callback(_terminate, context, _TERM_PATIENCE)
             stack.callback(self.matchmaker.close)
             stack.callback(self.attendant.close)
             stack.callback(self.pool.close, timeout)
-            for server in list(self._owned):
-                stack.callback(server.close_down, timeout)
+            for thing in list(self._owned):
+                stack.callback(thing.close_down, timeout)
 
     def __del__(self) -> None:
         # Dropped without close(). The context warns of that by itself, and goes with its last socket.
@@ -253,6 +289,27 @@ def _open_context() -> zmq.Context[zmq.Socket[bytes]]:
     context.set(zmq.MAX_SOCKETS, context.get(zmq.SOCKET_LIMIT))
     context.socket(zmq.PAIR).close()
     return context
+
+
+def _terminate(context: zmq.Context[zmq.Socket[bytes]], patience: float) -> None:
+    """End ``context``. It ends with its last socket: if that takes longer than ``patience`` seconds, say so and leave
+    it to that."""
+    thread = threading.Thread(target=context.term, name="zmqcore-term", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:
+        # No thread can be started, at the end of the interpreter for example.
+        context.term()
+        return
+    thread.join(patience)
+    if thread.is_alive():
+        still_open = sum(not made.closed for made in list(context._sockets))  # noqa: SLF001 - nothing else tells
+        _logger.warning(
+            "%d sockets of the node's ZeroMQ context are still open, %g s after the node was closed; it stays until"
+            " they are closed",
+            still_open,
+            patience,
+        )
 
 
 def _reachable_name(host: str) -> str:
