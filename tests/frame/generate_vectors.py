@@ -26,6 +26,8 @@ FLOW = 1
 MSGPACK = 1
 NO_DEADLINE = 0xFFFFFFFF
 INSTANCE = bytes(range(0xA0, 0xB0))
+# The body of a hello: instance, the largest message in bytes, the most buffers.
+WELCOME = INSTANCE + struct.pack("<QI", (1 << 28) + (1 << 18), 1024)
 ITEM_FORMATS = {
     "<i2": "h", "<i4": "i", "<u8": "Q", "<f4": "f", "<f8": "d", "H": "H", "d": "d",
 }  # fmt: skip
@@ -463,13 +465,35 @@ def valid() -> list[dict[str, Any]]:
         raw=b"ProtocolError: the envelope announces another number of buffers than came",
     )
     add("ack", "Everything up to message 256 has been taken.", "ack", ack=256)
-    add("hello", "The first message seen on this connection was number 1.", "hello", id=1, raw=INSTANCE)
+    add(
+        "error-draining",
+        "The call came on a connection made after the goodbye: not executed, and to be tried elsewhere.",
+        "error",
+        id=1,
+        ack=1,
+        raw=b"Draining: the server takes nothing new",
+    )
+    add(
+        "hello",
+        "The first message seen on this connection was number 1. The port takes messages of 256 MiB + 256 KiB with"
+        " 1024 buffers.",
+        "hello",
+        id=1,
+        raw=WELCOME,
+    )
+    add(
+        "hello-longer",
+        "Of a later port, which says more: what is behind the first 28 bytes is to be ignored.",
+        "hello",
+        id=1,
+        raw=INSTANCE + struct.pack("<QI", 100_000, 2) + b"\x01\x02\x03\x04",
+    )
     add(
         "hello-after-a-break",
         "The connection was made again: what is not acknowledged up to 41 is lost.",
         "hello",
         id=42,
-        raw=INSTANCE,
+        raw=WELCOME,
     )
     add("goodbye", "By a server: it takes nothing new. By a client: it will send nothing more.", "goodbye")
     add("ping", "Answered by a pong of the same id.", "ping", id=21, flags=FLOW)

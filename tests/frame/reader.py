@@ -1,7 +1,8 @@
 """A process with a port that reads only when it is told to: ``python reader.py ENDPOINT``.
 
-Each line on standard input is an order: ``take N`` receives N messages and prints, as one line of JSON, the
-SHA-256 of each one's first buffer. Prints the endpoint first. Ends with its input.
+Each line on standard input is an order: ``meet`` receives until a client has introduced itself; ``take N`` receives
+N messages and prints, as one line of JSON, the SHA-256 of each one's first buffer. Prints the endpoint first. Ends
+with its input.
 """
 
 from __future__ import annotations
@@ -20,6 +21,10 @@ def main() -> None:
     port = Port(context, [sys.argv[1]])
     print(port.endpoints[0], flush=True)
     for line in sys.stdin:
+        if line == "meet\n":
+            while not port.stats()["peers"]:
+                port.receive(1, 0.01)
+            continue
         wanted = int(line.split()[1])
         digests: list[str] = []
         while len(digests) < wanted:

@@ -295,7 +295,10 @@ def test_with_flow_a_hello_comes_first_and_answers_acknowledge(connect: Connect)
     socket = connect(zmq.DEALER)
     socket.send_multipart(message(CALL, 7, request(), flags=FLOW))
     hello = receive(socket)
-    assert (hello.kind, hello.id, hello.ack, len(hello.body), hello.codec) == (HELLO, 7, 0, 16, 0)
+    assert (hello.kind, hello.id, hello.ack, hello.codec) == (HELLO, 7, 0, 0)
+    instance, max_bytes, max_buffers = struct.unpack("<16sQI", hello.body)
+    assert any(instance)
+    assert (max_bytes, max_buffers) == ((1 << 28) + (1 << 18), 1024)
     answer = receive(socket)
     assert (answer.kind, answer.id, answer.ack) == (REPLY, 7, 7)
     # Once for each connection.
@@ -374,6 +377,70 @@ def test_a_server_that_stops_says_goodbye_to_who_counts_on_it(connect: Connect, 
     counts_on_it.send_multipart(message(GOODBYE, 0, topic=b"", method=b"", codec=0, flags=FLOW))
     stopping.join()
     assert not plain.poll(0)
+
+
+def after_goodbyes(socket: zmq.Socket[bytes]) -> Answer:
+    while (answer := receive(socket)).kind == GOODBYE:
+        pass
+    return answer
+
+
+@pytest.fixture
+def draining(connect: Connect, server: Server) -> Generator[Draining]:
+    """The server is stopping, and stays: a client that got a reply meanwhile has not answered the goodbye."""
+    client = connect(zmq.DEALER)
+    client.send_multipart(message(CALL, 1, request(), flags=FLOW))
+    assert [receive(client).kind, receive(client).kind] == [HELLO, REPLY]
+    made = Draining(client, server)
+    made.start()
+    assert receive(client).kind == GOODBYE
+    client.send_multipart(message(CALL, 2, request("crossed"), flags=FLOW))
+    answer = after_goodbyes(client)
+    assert (answer.kind, answer.id) == (REPLY, 2)
+    yield made
+    made.answer_goodbye()
+    made.join()
+
+
+class Draining(threading.Thread):
+    def __init__(self, client: zmq.Socket[bytes], server: Server) -> None:
+        super().__init__()
+        self.client = client
+        self.server = server
+        self.finished: bool | None = None
+
+    def run(self) -> None:
+        self.finished = self.server.stop(timeout=PATIENCE_MS / 1000)
+
+    def answer_goodbye(self) -> None:
+        self.client.send_multipart(message(GOODBYE, 0, topic=b"", method=b"", codec=0, flags=FLOW))
+
+
+@with_and_without_workers
+def test_a_server_repeats_its_goodbye_until_it_is_answered(draining: Draining) -> None:
+    # Long after the 100 ms of quiet that would do for a client without a reply to lose.
+    assert [receive(draining.client).kind for _ in range(20)] == [GOODBYE] * 20
+    assert draining.finished is None
+    draining.answer_goodbye()
+    draining.join()
+    assert draining.finished is True
+
+
+@with_and_without_workers
+@pytest.mark.usefixtures("draining")
+def test_while_draining_calls_on_new_connections_are_refused(connect: Connect, inventory: Inventory) -> None:
+    late = connect(zmq.DEALER)
+    late.send_multipart(message(CALL, 1, request("late", "late"), flags=FLOW))
+    assert [receive(late).kind, receive(late).kind] == [HELLO, GOODBYE]
+    refused = after_goodbyes(late)
+    assert (refused.kind, refused.id, refused.ack, refused.codec) == (ERROR, 1, 1, 0)
+    assert refused.body.startswith(b"Draining: ")
+    assert inventory.ran == [0, 1]
+    # Nobody could be told of these, so they are taken.
+    late.send_multipart(message(CAST, 2, request("a", "b", "c"), method=b"touch", flags=FLOW))
+    assert inventory.touched.wait(PATIENCE_MS / 1000)
+    assert ask(connect(zmq.REQ), message(CALL, 1, request(*"abcd"))).kind == REPLY
+    assert inventory.ran == [0, 1, 3, 4]
 
 
 # -- the vectors ---------------------------------------------------------------------------------------------

@@ -69,7 +69,24 @@ def connect(context: zmq.Context[Any]) -> Generator[Connect]:
 
 @pytest.fixture
 def channel(connect: Connect, port: Port) -> Channel:
-    return connect(port.endpoints[0])
+    return introduced(connect(port.endpoints[0]), port)
+
+
+def introduced(channel: Channel, port: Port) -> Channel:
+    """Let the channel hear what the port takes: before that it sends nothing large, and here nobody would answer."""
+    answered = threading.Event()
+
+    def ping() -> None:
+        channel.ping(PATIENCE_S)
+        answered.set()
+
+    pinging = threading.Thread(target=ping)
+    pinging.start()
+    while pinging.is_alive():
+        port.receive(1, 0.01)
+    pinging.join()
+    assert answered.is_set()
+    return channel
 
 
 def wait_until(condition: Callable[[], object]) -> None:
@@ -187,7 +204,7 @@ def test_the_same_buffer_may_go_out_many_times_at_once(channel: Channel, port: P
 
 def test_closing_the_channel_gives_everything_back(connect: Connect, port: Port) -> None:
     data = bytearray(MIB)
-    channel = connect(port.endpoints[0])
+    channel = introduced(connect(port.endpoints[0]), port)
     for _ in range(10):
         cast(channel, data)
     channel.close()
@@ -291,6 +308,30 @@ def test_a_port_refuses_an_answer_over_its_limits_and_takes_another(channel: Cha
     assert nothing_is_pinned()
 
 
+def test_nothing_large_leaves_before_the_port_has_said_what_it_takes(connect: Connect, port: Port) -> None:
+    channel = connect(port.endpoints[0])
+    assert channel.wait_open(PATIENCE_S)
+    with pytest.raises(errors.DeadlineExceeded):
+        channel.send("cast", b"t", "m", b"", [bytes(300_000)], b"", 1, 0.05)
+    assert port.receive(64, 0.05) == []  # the ping, which is none of the requests
+    assert pinned() == NOTHING
+    wait_until(lambda: channel.look() or channel.peer_instance)
+    cast(channel, bytes(300_000))
+    assert receive_one(port).envelope.n_bytes > 300_000
+
+
+@pytest.mark.parametrize("endpoint", ["ipc"], indirect=True)
+@pytest.mark.parametrize("port", [{"max_bytes": 1000, "max_buffers": 3}], indirect=True)
+def test_a_channel_keeps_the_limits_of_the_port(channel: Channel, port: Port) -> None:
+    """Its own are higher. Should it send all the same, libzmq would break the connection."""
+    with pytest.raises(errors.PayloadTooLarge, match=r"\b1001 bytes; the limit is 1000\b"):
+        channel.send("cast", b"t" * 10, "m" * 10, b"b" * 941, None, b"", 1, PATIENCE_S)
+    with pytest.raises(errors.PayloadTooLarge, match=r"\b4 out-of-band buffers; the limit is 3\b"):
+        channel.call(b"", "", b"", [b""] * 4, b"", 1, PATIENCE_S)
+    channel.send("cast", b"t" * 10, "m" * 10, b"b" * 940, None, b"", 1, PATIENCE_S)
+    assert receive_one(port).envelope.n_bytes == 1000
+
+
 # -- between processes ---------------------------------------------------------------------------------------
 
 
@@ -310,6 +351,12 @@ class Reader:
         assert self.process.stdout is not None
         self.stdin, self.stdout = self.process.stdin, self.process.stdout
         self.endpoint = self.stdout.readline().strip()
+
+    def meet(self, channel: Channel) -> None:
+        """Let the channel hear what the port takes."""
+        self.stdin.write("meet\n")
+        self.stdin.flush()
+        channel.ping(PATIENCE_S)
 
     def order(self, count: int) -> None:
         self.stdin.write(f"take {count}\n")
@@ -340,7 +387,7 @@ def reader(tmp_path: Path) -> Generator[Reader]:
 def test_the_senders_memory_is_what_goes_onto_the_wire(connect: Connect, reader: Reader) -> None:
     """The peer is stopped with most of the buffer unsent; what is then written into its end arrives."""
     channel = connect(reader.endpoint)
-    assert channel.wait_open(PATIENCE_S)
+    reader.meet(channel)
     reader.signal(signal.SIGSTOP)
     data = bytearray(64 * MIB)
     cast(channel, data)
@@ -359,7 +406,7 @@ def test_the_senders_memory_is_what_goes_onto_the_wire(connect: Connect, reader:
 
 def test_a_peer_that_dies_half_way_gives_the_buffers_back(connect: Connect, reader: Reader) -> None:
     channel = connect(reader.endpoint)
-    assert channel.wait_open(PATIENCE_S)
+    reader.meet(channel)
     reader.signal(signal.SIGSTOP)
     data = bytearray(64 * MIB)
     cast(channel, data)
@@ -379,7 +426,7 @@ def test_buffers_are_given_back_without_the_gil(connect: Connect, reader: Reader
     never arrive.
     """
     channel = connect(reader.endpoint)
-    assert channel.wait_open(PATIENCE_S)
+    reader.meet(channel)
     data = [bytearray([number]) * (4 * MIB) for number in range(8)]
     reader.signal(signal.SIGSTOP)
     reader.order(len(data))
