@@ -217,9 +217,9 @@ class Node:
     def close(self, timeout: float = 5.0) -> None:
         """Stop this node's servers (up to ``timeout`` seconds each), then close pool, matchmaker and context.
 
-        What is outstanding ends with Closed. Twice is fine, also at the same time: the second one only waits. Called by
-        a handler of one of its servers, by a callback of a future, or on an event loop on which one of its servers runs,
-        it returns at once, and the node closes behind it.
+        What is outstanding ends with Closed. Twice is fine, also at the same time: the second one only waits.
+        Called by a handler of one of its servers, by a callback of a future, or on an event loop on which one of its
+        servers runs, it returns at once, and the node closes behind it.
         """
         with self._lock:
             first = not self._closed
@@ -303,7 +303,7 @@ def _terminate(context: zmq.Context[zmq.Socket[bytes]], patience: float) -> None
         return
     thread.join(patience)
     if thread.is_alive():
-        still_open = sum(not made.closed for made in list(context._sockets))  # noqa: SLF001 - nothing else tells
+        still_open = sum(not made.closed for made in list(context._sockets))  # nothing public tells
         _logger.warning(
             "%d sockets of the node's ZeroMQ context are still open, %g s after the node was closed; it stays until"
             " they are closed",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextvars
 import threading
 import time
 from typing import Any
 
 from zmqcore._channel import Pending
 from zmqcore.codec import Codec
+from zmqcore.node import called_back
 from zmqcore.rpc import faults
 from zmqcore.rpc.balancing import Target
 from zmqcore.rpc.route import Route
@@ -48,6 +50,12 @@ class CallFuture(concurrent.futures.Future[Any]):
             self._end(pending, target)
 
     def _end(self, pending: Pending, target: Target) -> None:
+        # The user's callbacks run on whichever thread drives the channel: what that thread is about (the deadline of
+        # a request, say) is none of their business.
+        contextvars.Context().run(self._end_apart, pending, target)
+
+    def _end_apart(self, pending: Pending, target: Target) -> None:
+        called_back.set(True)
         self._route.done(target)
         if not self.set_running_or_notify_cancel():
             return

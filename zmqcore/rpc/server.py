@@ -65,6 +65,7 @@ class Server(Service):
         self._stopped = threading.Event()
         self._stopped.set()
         self._executor: Inline | Threads | None = None
+        self._leaving: Inline | Threads | None = None
 
     def start(self) -> Server:
         """Listen, then register with the matchmaker. Returns once clients can find the server.
@@ -75,6 +76,8 @@ class Server(Service):
         with self._lock:
             if self._executor is not None:
                 raise RuntimeError(f"{self!r} runs already")
+            if self._leaving is not None:
+                raise RuntimeError(f"{self!r} is being stopped; wait() for that first")
             port = self._open()
             executor = self._make_executor(port)
             executor.start()
@@ -102,10 +105,13 @@ class Server(Service):
         """
         deadline = time.monotonic() + timeout
         with self._lock:
+            handler = self.runs_this_thread()
             executor, self._executor = self._executor, None
+            if executor is not None:
+                self._leaving = executor
         if executor is None:
-            return self._stopped.wait(timeout)
-        if executor.runs_this_thread():
+            return not handler and self._stopped.wait(timeout)
+        if handler:
             name = f"zmqcore-stop-{self.topic}"
             threading.Thread(target=self._finish, args=(executor, drain, deadline), name=name).start()
             return False
@@ -118,9 +124,15 @@ class Server(Service):
             try:
                 finished = executor.stop(drain, deadline)
             finally:
+                self._leaving = None
                 self._stopped.set()
         _logger.info("stopped serving %s", self.topic)
         return finished
+
+    def runs_this_thread(self) -> bool:
+        """Whether the calling thread runs one of its handlers."""
+        executor = self._executor or self._leaving
+        return executor is not None and executor.runs_this_thread()
 
     def close_down(self, timeout: float) -> None:
         """The node is being closed: stop, within ``timeout`` seconds."""

@@ -100,6 +100,10 @@ class Service:
             return f"tcp://{self._node.advertised_host}:{endpoint.port}"
         return text
 
+    def runs_this_thread(self) -> bool:
+        """Whether it cannot stop before the calling thread goes on."""
+        raise NotImplementedError
+
     def close_down(self, timeout: float) -> None:
         """The node is being closed: stop, within ``timeout`` seconds."""
         raise NotImplementedError
