@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeGuard, TypeVar
 
 from zmqcore import errors
 from zmqcore.matchmaker import Member, Membership
@@ -14,9 +14,9 @@ from zmqcore.node import Node, default_node
 from zmqcore.rpc import deadline as deadlines
 from zmqcore.rpc import faults
 from zmqcore.rpc.client import check_options
-from zmqcore.rpc.loop import LoopChannels, channels_of_running_loop
+from zmqcore.rpc.loop import LoopChannels, channels_of_running_loop, in_thread
 from zmqcore.rpc.results import Fanout, Gathered
-from zmqcore.rpc.route import Message, Retry, Routes
+from zmqcore.rpc.route import Message, Retry, Routes, check_time
 from zmqcore.topic import Topic
 
 __all__ = ["AsyncClient"]
@@ -73,7 +73,9 @@ class AsyncClient:
             except errors.PeerLost as exc:
                 if exc.executed_possible:
                     raise
-        return await self._place(lambda endpoint: self._call(channels, endpoint, request, deadline), deadline)
+        return await self._place(
+            channels, lambda endpoint: self._call(channels, endpoint, request, deadline), deadline
+        )
 
     async def _call(
         self, channels: LoopChannels, endpoint: str, request: Message, deadline: float | None
@@ -84,7 +86,9 @@ class AsyncClient:
         """Have ``method`` run on one server; see :meth:`Client.cast`."""
         deadline, request = self._prepare(method, args, kwargs)
         channels = self._channels()
-        await self._place(lambda endpoint: channels.send(endpoint, "cast", request, deadline), deadline)
+        await self._place(
+            channels, lambda endpoint: channels.send(endpoint, "cast", request, deadline), deadline
+        )
 
     async def fanout(self, method: str, /, *args: Any, **kwargs: Any) -> Fanout:
         """Have ``method`` run on every member; see :meth:`Client.fanout`."""
@@ -101,7 +105,7 @@ class AsyncClient:
         for target, outcome in zip(targets, outcomes, strict=True):
             if outcome is None:
                 sent.append(target.member)
-            elif isinstance(outcome, errors.ZmqcoreError):
+            elif _is_its_own(outcome):
                 failed[target.member] = outcome
             else:
                 raise outcome
@@ -119,7 +123,7 @@ class AsyncClient:
         )
         gathered = Gathered(membership.epoch)
         for target, outcome in zip(targets, outcomes, strict=True):
-            if isinstance(outcome, errors.ZmqcoreError):
+            if _is_its_own(outcome):
                 gathered.missing[target.member] = outcome
             elif isinstance(outcome, BaseException):
                 raise outcome
@@ -169,7 +173,7 @@ class AsyncClient:
 
         Calls of other clients on this loop go on: they take up the channels again.
         """
-        await asyncio.get_running_loop().run_in_executor(None, self._routes.close)
+        await in_thread(self._routes.close)
         self._channels().release_idle()
 
     async def __aenter__(self) -> Self:
@@ -195,13 +199,13 @@ class AsyncClient:
         return deadline, (self.topic.wire, method, body, buffers or None, b"", self._codec.id)
 
     def _channels(self) -> LoopChannels:
-        return channels_of_running_loop(self._node.pool)
+        return channels_of_running_loop(self._node)
 
     async def _known(self) -> Membership:
         """Return the members as far as is known; the first look asks the registry, not on this thread."""
         if self._route.opened:
             return self._route.known()
-        return await asyncio.get_running_loop().run_in_executor(None, self._route.known)
+        return await in_thread(self._route.known)
 
     async def _members(self, deadline: float | None) -> Membership:
         """Return the members, waiting for a first one if there is none. Raises NoSuchTopic if none appears."""
@@ -214,13 +218,22 @@ class AsyncClient:
             await asyncio.sleep(_DISCOVERY_INTERVAL)
         return known
 
-    async def _place(self, operate: Callable[[str], Awaitable[T]], deadline: float | None) -> T:
+    async def _place(
+        self, channels: LoopChannels, operate: Callable[[str], Awaitable[T]], deadline: float | None
+    ) -> T:
         """Do ``operate(endpoint)`` for the member whose turn it is; see :meth:`Route.place`."""
         retry = Retry(self._node.connect_timeout, deadline)
         while True:
-            target = self._route.choose(await self._known(), retry)
+            membership = await self._known()
+            target = self._route.choose(membership, retry)
             if target is not None:
                 try:
+                    if len(membership.members) > 1:
+                        # There are others to try: spend no more than half of the time that is left on connecting.
+                        left = check_time(deadline)
+                        await channels.drive(
+                            target.endpoint, None if left is None else time.monotonic() + left / 2
+                        )
                     return await operate(target.endpoint)
                 except (errors.Unreachable, errors.PeerLost) as exc:
                     retry.failed(target, exc)
@@ -230,3 +243,10 @@ class AsyncClient:
                 await self._members(deadline)
             else:
                 await asyncio.sleep(retry.next_round())
+
+
+def _is_its_own(outcome: object) -> TypeGuard[errors.ZmqcoreError]:
+    """Whether ``outcome`` is an error of one member, and not one that is the same for everybody."""
+    return isinstance(outcome, errors.ZmqcoreError) and not isinstance(
+        outcome, (errors.PayloadTooLarge, errors.BadArguments, errors.Closed)
+    )

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import inspect
 import logging
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from zmqcore import errors
 from zmqcore._port import Port, Request
 from zmqcore.node import Node
 from zmqcore.rpc import deadline as deadlines
 from zmqcore.rpc.dispatcher import Dispatcher
+from zmqcore.rpc.loop import in_thread, on_loop
 from zmqcore.rpc.service import Service
 from zmqcore.topic import Topic
 
@@ -29,6 +32,10 @@ _DRAIN_STEP = 0.01
 _LINGER = 2.0
 #: How often calls that take long are acknowledged, in seconds.
 _ACK_INTERVAL = 0.1
+#: How long tasks that have been cancelled may take to end, in seconds, before the port is closed all the same.
+_CANCEL_GRACE = 1.0
+
+T = TypeVar("T")
 
 
 class AsyncServer(Service):
@@ -37,8 +44,9 @@ class AsyncServer(Service):
     ``max_tasks``: how many coroutines may run at a time; beyond that the server stops reading and its clients' windows
     fill. The other options are those of :class:`Server`.
 
-    Use it by ``async with``, or call start() and stop(). It belongs to the loop that has started it. Cancelling its
-    tasks is stop(drain=False)'s; a plain function that blocks stops the whole loop.
+    Use it by ``async with``, or call start() and stop(). It belongs to the loop that has started it; one that was
+    stopped can be started again. A plain function that blocks stops the whole loop. Every handler runs in a copy of the
+    context in which start() was called, with its request's deadline: what one request sets no other one sees.
     """
 
     def __init__(
@@ -56,7 +64,9 @@ class AsyncServer(Service):
         super().__init__(topic, endpoints, node, server, bind, lease, coroutines=True)
         self._max_tasks = max_tasks
         self._reader: _Reader | None = None
+        self._leaving: _Reader | None = None
         self._stopped: asyncio.Event | None = None
+        self._stopper: asyncio.Task[bool] | None = None
 
     async def start(self) -> AsyncServer:
         """Listen, then register with the matchmaker. Returns once clients can find the server.
@@ -66,51 +76,117 @@ class AsyncServer(Service):
         """
         if self._reader is not None:
             raise RuntimeError(f"{self!r} runs already")
+        if self._leaving is not None:
+            raise RuntimeError(f"{self!r} is being stopped; wait() for that first")
         loop = asyncio.get_running_loop()
         port = self._open()
         self._reader = reader = _Reader(loop, port, self._dispatcher, self._max_tasks)
+        self._stopped = stopped = asyncio.Event()
         reader.start()
         try:
             # The registry may be slow, and the loop has other work.
-            await loop.run_in_executor(None, self._register, port)
+            await in_thread(self._register, port, unwanted=lambda _: self._deregister())
         except BaseException:
-            self._reader = None
-            await reader.stop(drain=False, deadline=0.0)
+            if self._reader is reader:
+                self._reader = None
+            try:
+                await reader.stop(drain=False, deadline=0.0)
+            finally:
+                stopped.set()
             raise
-        self._stopped = asyncio.Event()
+        if self._reader is not reader:
+            await in_thread(self._deregister)
+            raise errors.Closed("the server was stopped while it started")
         _logger.info("serving %s at %s", self.topic, ", ".join(port.endpoints))
         return self
 
     async def stop(self, drain: bool = True, timeout: float = 10.0) -> bool:
         """Deregister, take nothing new, finish what has come (with ``drain``), then close.
 
-        Waits up to ``timeout`` seconds for tasks that are running, then cancels them. Returns whether all work was
-        finished. Twice is fine.
+        Waits up to ``timeout`` seconds for tasks that are running, then cancels them: their callers get an error.
+        Returns whether all work was finished. Twice is fine, also at the same time: the second one only waits.
+        Called by a handler it returns False at once, and the server stops behind it.
         """
         reader, self._reader = self._reader, None
+        current = reader or self._leaving
+        handler = current is not None and current.runs(asyncio.current_task())
         if reader is None:
+            stopped = self._stopped
+            if handler or stopped is None:
+                return not handler
+            try:
+                await asyncio.wait_for(stopped.wait(), timeout)
+            except TimeoutError:
+                return False
             return True
-        deadline = time.monotonic() + timeout
+        self._leaving = reader
+        finishing = self._finish(reader, drain, time.monotonic() + timeout)
+        if handler:
+            self._stopper = reader.spawn(finishing)
+            return False
+        return await finishing
+
+    async def _finish(self, reader: _Reader, drain: bool, deadline: float) -> bool:
         try:
-            await asyncio.get_running_loop().run_in_executor(None, self._deregister)
+            try:
+                await in_thread(self._deregister)
+            finally:
+                finished = await reader.stop(drain, deadline)
         finally:
-            finished = await reader.stop(drain, deadline)
-            if self._stopped is not None:
-                self._stopped.set()
+            self._ended(reader)
         _logger.info("stopped serving %s", self.topic)
         return finished
 
-    def close_down(self, timeout: float) -> None:  # noqa: ARG002  (nothing can be waited for)
-        """The node is being closed, and there is no loop to wait on: stop as things are."""
-        reader, self._reader = self._reader, None
-        self._deregister()
-        if reader is not None:
+    def _ended(self, reader: _Reader) -> None:
+        if self._leaving is reader:
+            self._leaving = None
+        if self._stopped is not None and not reader.loop.is_closed():
+            self._stopped.set()
+
+    def runs_this_thread(self) -> bool:
+        """Whether it runs on the loop of the calling thread."""
+        reader = self._reader or self._leaving
+        return reader is not None and reader.loop.is_running() and reader.thread == threading.get_ident()
+
+    def close_down(self, timeout: float) -> None:
+        """The node is being closed: stop within ``timeout`` seconds; as things are if the loop does not run."""
+        reader = self._reader or self._leaving
+        if reader is None:
+            self._deregister()
+            return
+        loop = reader.loop
+        ended = threading.Event()
+
+        def begin() -> None:
+            # Still runs after what began it here has been collected.
+            self._stopper = reader.spawn(stop())
+
+        async def stop() -> bool:
+            try:
+                return await self.stop(timeout=timeout)
+            finally:
+                ended.set()
+
+        if loop.is_running() and on_loop(loop, begin, timeout) and loop.is_running():
+            until = time.monotonic() + timeout + _CANCEL_GRACE
+            while not ended.wait(_DRAIN_STEP) and not loop.is_closed() and time.monotonic() < until:
+                pass
+            if ended.is_set():
+                return
+
+        def abandon() -> None:
+            self._reader = None
             reader.close()
+            self._ended(reader)
+
+        self._deregister()
+        on_loop(loop, abandon, timeout)
 
     def renew(self) -> None:
         """In a forked child: what runs is the parent's."""
         super().renew()
-        self._reader = None
+        self._reader = self._leaving = None
+        self._stopped = None
 
     async def wait(self) -> None:
         """Wait until the server has been stopped."""
@@ -147,13 +223,16 @@ class _Reader:
     def __init__(
         self, loop: asyncio.AbstractEventLoop, port: Port, dispatcher: Dispatcher, max_tasks: int
     ) -> None:
-        self._loop = loop
+        self.loop = loop
+        self.thread = threading.get_ident()
         self._port = port
         self._fd = port.fd
         self._dispatcher = dispatcher
-        self._coroutines = {
-            name for name, method in dispatcher.methods.items() if inspect.iscoroutinefunction(method)
-        }
+        self._coroutines = {name for name, method in dispatcher.methods.items() if _makes_coroutines(method)}
+        self._context = contextvars.copy_context()
+        # Started by a handler of another server, this one does not live under that request's deadline.
+        self._context.run(deadlines.current.set, None)
+        self._reading = False
         self._max_tasks = max_tasks
         self._tasks: set[asyncio.Task[None]] = set()
         self._look_due = False
@@ -166,9 +245,30 @@ class _Reader:
         """How many coroutines are running."""
         return len(self._tasks)
 
+    def runs(self, task: asyncio.Task[Any] | None) -> bool:
+        """Whether ``task`` is one of its handlers."""
+        return task in self._tasks
+
+    def spawn(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Start a task that is nobody's handler."""
+        return self.loop.create_task(coroutine, context=self._context.copy())
+
     def start(self) -> None:
-        self._loop.add_reader(self._fd, self._look)
-        self._acker = self._loop.call_later(_ACK_INTERVAL, self._acknowledge)
+        self._read()
+        self._acker = self.loop.call_later(_ACK_INTERVAL, self._acknowledge, context=self._context)
+
+    def _read(self) -> None:
+        """Wait for what comes."""
+        if not self._reading:
+            self._reading = True
+            self._context.copy().run(self.loop.add_reader, self._fd, self._look)
+
+    def _stop_reading(self) -> None:
+        """The descriptor stays readable as long as nobody receives: not to be waited for meanwhile."""
+        if self._reading:
+            self._reading = False
+            if not self.loop.is_closed():
+                self.loop.remove_reader(self._fd)
 
     async def stop(self, drain: bool, deadline: float) -> bool:
         """Take nothing new, finish what has come (with ``drain``) until ``deadline``, close the port."""
@@ -186,9 +286,12 @@ class _Reader:
             tasks = tuple(self._tasks)
             for task in tasks:
                 task.cancel()
-            # They answer their callers while they end.
-            await asyncio.gather(*tasks, return_exceptions=True)
-            self.close()
+            try:
+                # They answer their callers while they end.
+                if tasks:
+                    await asyncio.wait(tasks, timeout=_CANCEL_GRACE)
+            finally:
+                self.close()
         return finished
 
     def close(self) -> None:
@@ -196,26 +299,30 @@ class _Reader:
         self._open = False
         if self._acker is not None:
             self._acker.cancel()
-        if not self._loop.is_closed():
-            self._loop.remove_reader(self._fd)
+        self._stop_reading()
         self._port.close(linger=_LINGER)
 
     def _look_soon(self) -> None:
         """Something was sent: the port must be looked at before the loop waits on its descriptor again."""
         if not self._look_due and self._open:
             self._look_due = True
-            self._loop.call_soon(self._look)
+            self.loop.call_soon(self._look, context=self._context)
 
     def _look(self) -> None:
         """Receive a batch and run it."""
         self._look_due = False
-        if not self._open or len(self._tasks) >= self._max_tasks:
+        if not self._open:
+            return
+        room = min(_BATCH, self._max_tasks - len(self._tasks))
+        if room <= 0:
+            self._stop_reading()
             return  # the end of a task looks again
+        self._read()
         try:
-            batch = self._port.receive(_BATCH, 0.0)
+            batch = self._port.receive(room, 0.0)
             if not batch:
                 self._port.flush()
-                batch = self._port.receive(_BATCH, 0.0)
+                batch = self._port.receive(room, 0.0)
         except errors.Closed:
             return
         if not batch:
@@ -229,18 +336,16 @@ class _Reader:
         self._look_soon()
 
     def _begin(self, request: Request) -> None:
+        context = self._context.copy()
         if request.method not in self._coroutines:
-            self._dispatcher.run(request)
+            context.run(self._dispatcher.run, request)
             return
         remaining = request.remaining
-        # The task's context is a copy of this one: it inherits the deadline, and nothing else of this request.
-        token = deadlines.current.set(None if remaining is None else time.monotonic() + remaining)
-        try:
-            task = self._loop.create_task(self._dispatcher.run_async(request))
-        finally:
-            deadlines.current.reset(token)
+        if remaining is not None:
+            context.run(deadlines.current.set, time.monotonic() + remaining)
+        task = self.loop.create_task(self._dispatcher.run_async(request), context=context)
         self._tasks.add(task)
-        task.add_done_callback(self._ended)
+        task.add_done_callback(self._ended, context=self._context)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -251,4 +356,8 @@ class _Reader:
         if self._open:
             self._port.flush(calls_too=True)
             self._look_soon()
-            self._acker = self._loop.call_later(_ACK_INTERVAL, self._acknowledge)
+            self._acker = self.loop.call_later(_ACK_INTERVAL, self._acknowledge, context=self._context)
+
+
+def _makes_coroutines(method: Callable[..., Any]) -> bool:
+    return inspect.iscoroutinefunction(method) or inspect.iscoroutinefunction(type(method).__call__)

@@ -2,52 +2,165 @@
 
 from __future__ import annotations
 
+import _thread
 import asyncio
+import contextvars
 import threading
+import time
 import weakref
+from collections import deque
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 from zmqcore import errors
 from zmqcore._channel import Channel, Pending
 from zmqcore._frame import Envelope
-from zmqcore._pool import ChannelPool
-from zmqcore.rpc.route import Message, time_left
+from zmqcore.node import Node
+from zmqcore.rpc.route import Message, check_time, time_left
 
-__all__ = ["LoopChannels", "channels_of_running_loop"]
+__all__ = ["LoopChannels", "channels_of_running_loop", "in_thread", "on_loop"]
 
 #: A channel on which nothing has happened for this long, in seconds, goes back to the pool.
 _IDLE = 0.25
+#: How many connections a loop opens at a time, each by a thread that waits for it.
+_CONNECTORS = 32
+#: Who waits for room in a window looks this often, in seconds, even if nothing wakes it: another thread may have taken
+#: the acknowledgement.
+_ROOM_INTERVAL = 0.01
+#: A message of this size, in bytes, does not go before the server has said what it takes. As in the channel.
+_UNANNOUNCED_BYTES = 1 << 18
+#: How often to look whether a loop that should do something has been closed, in seconds.
+_CLOSED_INTERVAL = 0.02
+
+T = TypeVar("T")
+
+
+def in_thread(
+    function: Callable[..., T], *args: Any, unwanted: Callable[[T], object] | None = None
+) -> asyncio.Future[T]:
+    """Return a future, of the running loop, of what ``function(*args)`` returns on a thread of its own.
+
+    Not the loop's default executor: that belongs to the user, whose own work may occupy it for long. ``unwanted`` is
+    called with a result that comes after the future has been cancelled or the loop closed.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def deliver(result: T | None, exc: BaseException | None) -> None:
+        if future.done():
+            drop(result, exc)
+        elif exc is not None:
+            future.set_exception(exc)
+        else:
+            future.set_result(result)  # type: ignore[arg-type]
+
+    def drop(result: T | None, exc: BaseException | None) -> None:
+        if exc is None and unwanted is not None:
+            unwanted(result)  # type: ignore[arg-type]
+
+    def run() -> None:
+        result, error = None, None
+        try:
+            result = function(*args)
+        except BaseException as exc:  # noqa: BLE001 - handed to who waits
+            error = exc
+        try:
+            loop.call_soon_threadsafe(deliver, result, error)
+        except RuntimeError:  # the loop has been closed
+            drop(result, error)
+
+    threading.Thread(target=run, name="zmqcore-aside", daemon=True).start()
+    return future
+
+
+def on_loop(loop: asyncio.AbstractEventLoop, function: Callable[[], object], timeout: float) -> bool:
+    """Have ``function()`` called by ``loop``, which another thread runs, and wait for that; return whether it was.
+
+    If the loop does not run, or is closed before its turn, it is called here.
+    """
+    called = threading.Event()
+    claim = threading.Lock()
+
+    def call() -> None:
+        if claim.acquire(blocking=False):
+            try:
+                function()
+            finally:
+                called.set()
+
+    idle = 0
+    until = time.monotonic() + timeout
+    try:
+        loop.call_soon_threadsafe(call)
+    except RuntimeError:  # closed
+        call()
+    while not called.wait(_CLOSED_INTERVAL):
+        # asyncio.run() runs its loop several times, with gaps.
+        idle = 0 if loop.is_running() else idle + 1
+        if idle > 5 or loop.is_closed():
+            call()
+        elif time.monotonic() >= until:
+            return False
+    return True
 
 
 class _Driven:
     """One channel while this loop drives it."""
 
-    __slots__ = ("channel", "deadline", "look_due", "room", "timer", "used")
+    __slots__ = (
+        "adopted",
+        "announced",
+        "channel",
+        "deadline",
+        "fd",
+        "look_due",
+        "node",
+        "timer",
+        "used",
+        "waiting",
+    )
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: Channel, node: Node) -> None:
         self.channel = channel
+        self.node = node
+        self.fd = channel.fd
+        self.adopted = channel.adopt()  # not if another loop has: then both read it
+        self.announced = channel.peer_instance is not None
         self.timer: asyncio.TimerHandle | None = None
         self.deadline = 0.0  # of the timer, on the loop's clock
         self.look_due = False
         self.used = True
-        self.room: asyncio.Event | None = None  # set whenever the window may have opened
+        self.waiting: deque[asyncio.Event] = deque()  # for room in the window, first come first served
 
 
 class LoopChannels:
-    """Drive channels of ``pool`` by ``loop``: no thread and no task per call.
+    """Drive channels of ``node``'s pool by the running loop: no thread and no task per call.
 
     The loop waits on each channel's descriptor; one look at the channel then resolves every future whose reply has
     come. What is sent during one turn of the loop needs a single look afterwards. All methods belong to the loop's
-    thread.
+    thread, unless they say something else.
+
+    What is outside the loop (pool, channels) refers to it weakly only: a loop that was closed with calls outstanding
+    is garbage with its futures and tasks, and then its channels go back to the pool.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, pool: ChannelPool) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, node: Node) -> None:
         self._loop = loop
-        self._pool = pool
+        self._node = weakref.ref(node)  # as long as a channel is driven, that holds it
         self._thread = threading.get_ident()
         self._by_endpoint: dict[str, _Driven] = {}
         self._all: set[_Driven] = set()
+        self._held: set[Channel] = set()  # the channels of _all, for when the loop is garbage
+        self._futures: set[asyncio.Future[None]] = set()
+        self._connecting: dict[str, asyncio.Task[None]] = {}
+        self._connectors = asyncio.Semaphore(_CONNECTORS)
         self._sweeper: asyncio.TimerHandle | None = None
+        self._closed = False
+        # What the loop calls later shall not keep the context of some request, nor see it.
+        self._context = contextvars.Context()
+        abandoned = weakref.finalize(loop, _abandon, self._held, self._node)
+        abandoned.atexit = False
+        node.own(self)
 
     async def call(self, endpoint: str, request: Message, deadline: float | None) -> Envelope:
         """Send a call to ``endpoint`` and return the reply's envelope. ``request`` is what Channel.call() takes.
@@ -56,75 +169,175 @@ class LoopChannels:
         """
         driven = self._by_endpoint.get(endpoint)
         if driven is None or not driven.channel.usable:
-            driven = await self._drive(endpoint, deadline)
+            driven = await self.drive(endpoint, deadline)
+        if not driven.announced:
+            await self._hear_hello(driven, request, deadline)
         loop = self._loop
-        future = loop.create_future()
+        future: asyncio.Future[None] = loop.create_future()
         settle = self._settle(future)
-        while True:
-            left = time_left(deadline)
-            try:
-                pending = driven.channel.submit_nowait(*request, left, settle)
-                break
-            except errors.Overloaded:
-                if left == 0.0:
-                    raise
-                await self._room(driven, left)
-        self._sent(driven, left)
+        left = check_time(deadline)
+        submit = driven.channel.submit_nowait
+        self._futures.add(future)
         try:
-            await future
-        except BaseException:
-            pending.cancel()
-            raise
+            pending: Pending | None = None
+            if not driven.waiting:
+                try:
+                    pending = submit(*request, left, settle)
+                except errors.Overloaded:
+                    pass
+            if pending is None:
+                pending = await self._in_turn(
+                    driven, deadline, lambda: submit(*request, time_left(deadline), settle)
+                )
+                left = time_left(deadline)
+            self._sent(driven, left)
+            try:
+                await future
+            except BaseException:
+                pending.cancel()
+                raise
+        finally:
+            self._futures.discard(future)
         return pending.envelope()
 
     async def send(self, endpoint: str, kind: str, request: Message, deadline: float | None) -> None:
         """Send a one-way message to ``endpoint``. Raises as Channel.send() and ChannelPool.acquire() do."""
         driven = self._by_endpoint.get(endpoint)
         if driven is None or not driven.channel.usable:
-            driven = await self._drive(endpoint, deadline)
-        while True:
+            driven = await self.drive(endpoint, deadline)
+        if not driven.announced:
+            await self._hear_hello(driven, request, deadline)
+        check_time(deadline)
+        send = driven.channel.send
+        sent = 0
+        if not driven.waiting:
             try:
-                driven.channel.send(kind, *request, 0.0)
-                break
+                sent = send(kind, *request, 0.0)
             except errors.Overloaded:
-                left = time_left(deadline)
-                if left == 0.0:
-                    raise
-                await self._room(driven, left)
+                pass
+        if not sent:
+            await self._in_turn(driven, deadline, lambda: send(kind, *request, 0.0))
         self._sent(driven, None)
+
+    async def _in_turn(self, driven: _Driven, deadline: float | None, attempt: Callable[[], T]) -> T:
+        """Return what ``attempt()`` returns once there is room; who came first goes first.
+
+        Raises Overloaded at the deadline.
+        """
+        turn = asyncio.Event()
+        waiting = driven.waiting
+        waiting.append(turn)
+        # What was sent so far is on its way; its acknowledgement is what makes room.
+        self._sent(driven, None)
+        try:
+            while True:
+                left = time_left(deadline)
+                if waiting[0] is turn:
+                    try:
+                        return attempt()
+                    except errors.Overloaded:
+                        if left == 0.0:
+                            raise
+                    left = _ROOM_INTERVAL if left is None else min(left, _ROOM_INTERVAL)
+                elif left == 0.0:
+                    return attempt()
+                turn.clear()
+                try:
+                    await asyncio.wait_for(turn.wait(), left)
+                except TimeoutError:
+                    self._look(driven)
+        finally:
+            waiting.remove(turn)
+            if waiting:
+                waiting[0].set()
+
+    async def _hear_hello(self, driven: _Driven, request: Message, deadline: float | None) -> None:
+        """A large message may be more than the server takes: have it say what it takes before."""
+        channel = driven.channel
+        if channel.peer_instance is None:
+            buffers = request[3]
+            if buffers is None and len(request[2]) <= _UNANNOUNCED_BYTES:
+                return
+            await in_thread(channel.ping, check_time(deadline))
+        driven.announced = True
 
     # -- channels come and go ------------------------------------------------------------------------------
 
-    async def _drive(self, endpoint: str, deadline: float | None) -> _Driven:
-        """Get the channel to ``endpoint`` from the pool and let this loop drive it."""
-        channel = self._pool.acquire_open(endpoint)
-        if channel is None:
-            channel = await self._acquire(endpoint, deadline)
+    async def drive(self, endpoint: str, deadline: float | None) -> _Driven:
+        """Let this loop drive the channel to ``endpoint``, an open one or, by ``deadline``, a new one."""
+        while True:
+            driven = self._by_endpoint.get(endpoint)
+            if driven is not None and driven.channel.usable:
+                return driven
+            node = self._open_node()
+            channel = node.pool.acquire_open(endpoint)
+            if channel is not None:
+                return self._take_up(channel, node)
+            connecting = self._connecting.get(endpoint)
+            mine = connecting is None or connecting.done()
+            if connecting is None or connecting.done():
+                # One thread, however many wait for this endpoint.
+                connecting = self._loop.create_task(
+                    self._connect(node, endpoint, deadline), context=self._context.copy()
+                )
+                self._connecting[endpoint] = connecting
+                connecting.add_done_callback(lambda task: self._connected(endpoint, task))
+            left = check_time(deadline)
+            await asyncio.wait([connecting], timeout=left)
+            if not connecting.done():
+                raise errors.Unreachable(
+                    f"{endpoint}: no connection within the {left or 0.0:.3g} s that were left"
+                )
+            if connecting.cancelled():
+                continue
+            exc = connecting.exception()
+            if exc is None:
+                continue
+            # The one who began may have had less time.
+            if mine or not isinstance(
+                exc, (errors.Unreachable, errors.PoolExhausted, errors.DeadlineExceeded)
+            ):
+                raise exc
+            check_time(deadline)
+
+    def _open_node(self) -> Node:
+        node = self._node()
+        if node is None or self._closed:
+            raise errors.Closed("the node is closed")
+        return node
+
+    async def _connect(self, node: Node, endpoint: str, deadline: float | None) -> None:
+        """ChannelPool.acquire() may wait for a place or for the connection: not on this thread."""
+        pool = node.pool
+        async with self._connectors:
+            channel = await in_thread(pool.acquire, endpoint, check_time(deadline), unwanted=pool.release)
+        if self._closed:
+            pool.release(channel)
+            raise errors.Closed("the node is closed")
+        self._take_up(channel, node)
+
+    def _connected(self, endpoint: str, task: asyncio.Task[None]) -> None:
+        if self._connecting.get(endpoint) is task:
+            del self._connecting[endpoint]
+        if not task.cancelled():
+            task.exception()  # all who waited for it may have been cancelled: that it failed is no news then
+
+    def _take_up(self, channel: Channel, node: Node) -> _Driven:
+        """``channel`` has been acquired: drive it."""
+        endpoint = channel.endpoint
         driven = self._by_endpoint.get(endpoint)
         if driven is not None and driven.channel is channel:
-            self._pool.release(channel)  # another task was faster
+            node.pool.release(channel)  # another task was faster
             return driven
-        driven = _Driven(channel)
-        channel.adopt()  # if another loop drives it already, it is read by both
-        self._loop.add_reader(channel.fd, self._look, driven)
-        self._by_endpoint[endpoint] = driven
+        driven = _Driven(channel, node)
         self._all.add(driven)
+        self._held.add(channel)
+        self._by_endpoint[endpoint] = driven
+        self._context.copy().run(self._loop.add_reader, driven.fd, self._look, driven)
         if self._sweeper is None:
-            self._sweeper = self._loop.call_later(_IDLE, self._sweep)
+            self._sweeper = self._loop.call_later(_IDLE, self._sweep, context=self._context)
+        self._sent(driven, None)
         return driven
-
-    async def _acquire(self, endpoint: str, deadline: float | None) -> Channel:
-        """ChannelPool.acquire() may wait for a place or for the connection: not on this thread."""
-        waiting = self._loop.run_in_executor(None, self._pool.acquire, endpoint, time_left(deadline))
-        try:
-            return await asyncio.shield(waiting)
-        except asyncio.CancelledError:
-            waiting.add_done_callback(self._give_back)
-            raise
-
-    def _give_back(self, acquired: asyncio.Future[Channel]) -> None:
-        if not acquired.cancelled() and acquired.exception() is None:
-            self._pool.release(acquired.result())
 
     def _sweep(self) -> None:
         """Give idle channels back to the pool."""
@@ -132,39 +345,75 @@ class LoopChannels:
         for driven in tuple(self._all):
             if driven.used and driven.channel.usable:
                 driven.used = False
-            elif driven.channel.clean or driven.channel.state_name in ("lost", "closed"):
+            elif driven.channel.clean and not driven.waiting:
                 self._let_go(driven)
         if self._all:
-            self._sweeper = self._loop.call_later(_IDLE, self._sweep)
+            self._sweeper = self._loop.call_later(_IDLE, self._sweep, context=self._context)
 
     def _let_go(self, driven: _Driven) -> None:
+        channel = driven.channel
+        if driven not in self._all:
+            return
         self._all.discard(driven)
-        if self._by_endpoint.get(driven.channel.endpoint) is driven:
-            del self._by_endpoint[driven.channel.endpoint]
+        if self._by_endpoint.get(channel.endpoint) is driven:
+            del self._by_endpoint[channel.endpoint]
         if driven.timer is not None:
             driven.timer.cancel()
         if not self._loop.is_closed():
-            self._loop.remove_reader(driven.channel.fd)
-        driven.channel.disown()
-        self._pool.release(driven.channel)
+            # Before its socket can be closed: the number of the descriptor may have another meaning then.
+            self._loop.remove_reader(driven.fd)
+            for turn in driven.waiting:
+                turn.set()
+        self._held.discard(channel)
+        if driven.adopted:
+            channel.disown()
+        driven.node.pool.release(channel)
 
     def release_idle(self) -> None:
         """Give the channels on which nothing is outstanding back to the pool at once."""
         for driven in tuple(self._all):
-            if driven.channel.settle() or driven.channel.state_name in ("lost", "closed"):
+            if not driven.waiting and (driven.channel.settle() or _is_gone(driven.channel)):
                 self._let_go(driven)
+
+    # -- the end -------------------------------------------------------------------------------------------
+
+    def runs_this_thread(self) -> bool:
+        """Never: nothing has to go on for the channels to be given back."""
+        return False
+
+    def close_down(self, timeout: float) -> None:
+        """The node is being closed: give all channels back, whose sockets are closed next. Called by any thread."""
+        if self._loop.is_closed() or threading.get_ident() == self._thread or not self._loop.is_running():
+            self._close()
+        else:
+            on_loop(self._loop, self._close, timeout)
+
+    def _close(self) -> None:
+        self._closed = True
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            self._sweeper = None
+        for driven in tuple(self._all):
+            self._let_go(driven)
 
     # -- driving -------------------------------------------------------------------------------------------
 
     def _settle(self, future: asyncio.Future[None]) -> Callable[[Pending], None]:
         """Return a callback for the channel that resolves ``future``, on whichever thread it is called."""
-        loop, thread = self._loop, self._thread
+        reference = weakref.ref(future)
+        thread = self._thread
 
         def settle(_: Pending) -> None:
+            future = reference()
+            if future is None:
+                return
             if threading.get_ident() == thread:
                 _resolve(future)
-            elif not loop.is_closed():
-                loop.call_soon_threadsafe(_resolve, future)
+                return
+            try:
+                future.get_loop().call_soon_threadsafe(_resolve, future)
+            except RuntimeError:
+                pass  # the loop has been closed
 
         return settle
 
@@ -173,7 +422,7 @@ class LoopChannels:
         driven.used = True
         if not driven.look_due:
             driven.look_due = True
-            self._loop.call_soon(self._look, driven)
+            self._loop.call_soon(self._look, driven, context=self._context)
         if timeout is not None:
             self._arm(driven, timeout)
 
@@ -184,7 +433,7 @@ class LoopChannels:
                 return
             driven.timer.cancel()
         driven.deadline = due
-        driven.timer = self._loop.call_at(due, self._expire, driven)
+        driven.timer = self._loop.call_at(due, self._expire, driven, context=self._context)
 
     def _expire(self, driven: _Driven) -> None:
         driven.timer = None
@@ -195,23 +444,23 @@ class LoopChannels:
     def _look(self, driven: _Driven) -> float | None:
         """Take what has come; return how many seconds are left until the next deadline."""
         driven.look_due = False
-        try:
-            left = driven.channel.attend()
-        except errors.Closed:
+        channel = driven.channel
+        if driven not in self._all:
             return None
-        if driven.room is not None:
-            driven.room.set()
-            driven.room = None
+        try:
+            left = channel.attend()
+        except errors.Closed:
+            return None  # in a forked child
+        if not channel.usable and _is_gone(channel):
+            self._let_go(driven)
+            return None
+        if driven.waiting:
+            driven.waiting[0].set()
         return left
 
-    async def _room(self, driven: _Driven, timeout: float | None) -> None:
-        """Wait until the window may have opened, or ``timeout`` seconds."""
-        if driven.room is None:
-            driven.room = asyncio.Event()
-        try:
-            await asyncio.wait_for(driven.room.wait(), timeout)
-        except TimeoutError:
-            pass
+
+def _is_gone(channel: Channel) -> bool:
+    return channel.state_name in ("lost", "closed")
 
 
 def _resolve(future: asyncio.Future[None]) -> None:
@@ -219,15 +468,36 @@ def _resolve(future: asyncio.Future[None]) -> None:
         future.set_result(None)
 
 
-_of_loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[ChannelPool, LoopChannels]]
-_of_loops = weakref.WeakKeyDictionary()
+def _abandon(held: set[Channel], reference: weakref.ref[Node]) -> None:
+    """The loop is garbage. Its collection may have come in the middle of anything, so no lock can be taken here, and
+    Thread.start() takes some."""
+    node = reference()
+    if held and node is not None:
+        _thread.start_new_thread(_give_back, (tuple(held), node))
 
 
-def channels_of_running_loop(pool: ChannelPool) -> LoopChannels:
-    """Return the channels of ``pool`` that the running event loop drives. Raises RuntimeError if none runs."""
+def _give_back(channels: tuple[Channel, ...], node: Node) -> None:
+    for channel in channels:
+        try:
+            channel.disown()
+        except errors.ZmqcoreError:
+            pass
+        node.pool.release(channel)
+
+
+#: The attribute of an event loop that holds its LoopChannels, one for each node. They belong to the loop and to nobody
+#: else, so that all of it is one piece of garbage in the end.
+_ATTRIBUTE = "_zmqcore_channels"
+
+
+def channels_of_running_loop(node: Node) -> LoopChannels:
+    """Return the channels of ``node`` that the running event loop drives. Raises RuntimeError if none runs."""
     loop = asyncio.get_running_loop()
-    pools = _of_loops.setdefault(loop, {})
-    channels = pools.get(pool)
+    of_loop: dict[str, Any] = loop.__dict__
+    of_nodes: weakref.WeakKeyDictionary[Node, LoopChannels] | None = of_loop.get(_ATTRIBUTE)
+    if of_nodes is None:
+        of_nodes = of_loop[_ATTRIBUTE] = weakref.WeakKeyDictionary()
+    channels = of_nodes.get(node)
     if channels is None:
-        channels = pools[pool] = LoopChannels(loop, pool)
+        channels = of_nodes[node] = LoopChannels(loop, node)
     return channels
