@@ -39,7 +39,13 @@ def test_strict_round_robin() -> None:
         target = _take(balancer, membership)
         names.append(target.member.server)
         balancer.done(target)
-    assert names == list("abc") * 3
+    start = "abc".index(names[0] or "")
+    assert names == [*"abcabc"[start : start + 3]] * 3
+
+
+def test_fresh_clients_do_not_all_begin_with_the_same_member() -> None:
+    firsts = {_take(Balancer("here"), _members("abc")).member.server for _ in range(200)}
+    assert firsts == set("abc")
 
 
 def test_least_outstanding_first() -> None:
@@ -54,14 +60,15 @@ def test_least_outstanding_first() -> None:
 
 def test_ties_are_taken_in_turn_while_calls_are_outstanding() -> None:
     balancer, membership = Balancer("here"), _members("abc")
-    blocked = _take(balancer, membership)
-    assert blocked.member.server == "a"
+    blocked = _take(balancer, membership).member.server
+    assert blocked is not None
     names = []
     for _ in range(6):
         target = _take(balancer, membership)
         names.append(target.member.server)
         balancer.done(target)
-    assert names == ["b", "c"] * 3
+    start = "abc".index(blocked)
+    assert names == [*"abcabc"[start + 1 : start + 3]] * 3
 
 
 def test_whom_to_avoid() -> None:
