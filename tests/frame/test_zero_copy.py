@@ -315,7 +315,7 @@ def test_nothing_large_leaves_before_the_port_has_said_what_it_takes(connect: Co
         channel.send("cast", b"t", "m", b"", [bytes(300_000)], b"", 1, 0.05)
     assert port.receive(64, 0.05) == []  # the ping, which is none of the requests
     assert pinned() == NOTHING
-    wait_until(lambda: channel.look() or channel.peer_instance)
+    wait_until(lambda: channel.settle() and channel.peer_instance)
     cast(channel, bytes(300_000))
     assert receive_one(port).envelope.n_bytes > 300_000
 
