@@ -306,7 +306,10 @@ cdef class Port:
         try:
             if not self.closed:
                 self.closed = True
-                self.shared.socket.setsockopt(zmq.LINGER, int(linger * 1000))
+                try:
+                    self.shared.socket.setsockopt(zmq.LINGER, int(linger * 1000))
+                except zmq.ContextTerminated:
+                    pass        # the context waits for this socket to be closed, and for nothing else
                 if self.watched:
                     self.waiter.wake()
         finally:
