@@ -45,7 +45,8 @@ class AsyncServer(Service):
     fill. The other options are those of :class:`Server`.
 
     Use it by ``async with``, or call start() and stop(). It belongs to the loop that has started it; one that was
-    stopped can be started again. A plain function that blocks stops the whole loop. Every handler runs in a copy of the
+    stopped can be started again. A plain function that blocks stops the whole loop, and what comes meanwhile is not
+    received: its deadline is counted from when it is. Every handler runs in a copy of the
     context in which start() was called, with its request's deadline: what one request sets no other one sees.
     """
 
@@ -176,8 +177,10 @@ class AsyncServer(Service):
 
         def abandon() -> None:
             self._reader = None
-            reader.close()
-            self._ended(reader)
+            try:
+                reader.close()
+            finally:
+                self._ended(reader)
 
         self._deregister()
         on_loop(loop, abandon, timeout)
@@ -236,6 +239,7 @@ class _Reader:
         self._max_tasks = max_tasks
         self._tasks: set[asyncio.Task[None]] = set()
         self._look_due = False
+        self._taking = True
         self._last_batch = 0.0
         self._acker: asyncio.TimerHandle | None = None
         self._open = True
@@ -283,6 +287,8 @@ class _Reader:
                     quiet = time.monotonic() - self._last_batch >= _DRAIN_QUIET
                     finished = quiet and not self._tasks and self._port.settled()
         finally:
+            self._taking = False
+            self._stop_reading()
             tasks = tuple(self._tasks)
             for task in tasks:
                 task.cancel()
@@ -311,7 +317,7 @@ class _Reader:
     def _look(self) -> None:
         """Receive a batch and run it."""
         self._look_due = False
-        if not self._open:
+        if not self._taking or not self._open:
             return
         room = min(_BATCH, self._max_tasks - len(self._tasks))
         if room <= 0:
