@@ -1,12 +1,13 @@
 """A server in a process of its own: ``peer.py OPTIONS``, a JSON map.
 
-Serves a Worker, says where, then obeys its stdin, a JSON list per line, and answers each by a line of JSON:
-``["stop", drain, timeout]``, ``["stats"]``, ``["start"]``. At the end of stdin it ends without a word to
-anybody.
+Serves a Worker (with ``"async": true`` an AsyncWorker by an AsyncServer), says where, then obeys its stdin, a JSON list
+per line, and answers each by a line of JSON: ``["stop", drain, timeout]``, ``["stats"]``, ``["start"]``. At the end of
+stdin it ends without a word to anybody.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import sys
@@ -15,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from zmqcore import Client, Node, Server, Topic
+from zmqcore import AsyncClient, AsyncServer, Client, Node, Server, Topic
 from zmqcore.rpc import deadline
 
 
@@ -72,15 +73,55 @@ class Worker:
         Path(path).write_text(text)
 
 
+class AsyncWorker(Worker):
+    """The same, where it waits by coroutines. ``echo`` and what else is inherited are plain functions."""
+
+    async def sleep(self, seconds: float) -> str:  # type: ignore[override]
+        await asyncio.sleep(seconds)
+        return self._name
+
+    async def count(self, key: str, seconds: float = 0.0) -> None:  # type: ignore[override]
+        await asyncio.sleep(seconds)
+        self._counts[key] = self._counts.get(key, 0) + 1
+
+    async def relay(self, seconds: float, topics: list[str], method: str, *args: Any) -> Any:  # type: ignore[override]
+        await asyncio.sleep(seconds)
+        async with AsyncClient(topics[0], node=self._node, timeout=60.0) as client:
+            if len(topics) == 1:
+                return await client.call(method, *args)
+            return await client.call("relay", seconds, topics[1:], method, *args)
+
+
+def say(what: Any) -> None:
+    print(json.dumps(what), flush=True)
+
+
+async def serve(options: dict[str, Any]) -> None:
+    node = Node(options["matchmaker"])
+    worker = AsyncWorker(node)
+    server = AsyncServer(Topic(*options["topic"]), worker, node=node, **options["server"])
+    worker._name = server.topic.server or ""
+    await server.start()
+    say({"endpoints": server.endpoints, "server": server.topic.server, "pid": os.getpid()})
+    while line := await asyncio.to_thread(sys.stdin.readline):
+        what, *arguments = json.loads(line)
+        if what == "stop":
+            say(await server.stop(*arguments))
+        elif what == "start":
+            say((await server.start()).endpoints)
+        elif what == "stats":
+            say(server.stats())
+    os._exit(0)
+
+
 def main(options: dict[str, Any]) -> None:
+    if options["server"].pop("async", False):
+        asyncio.run(serve(options))
     node = Node(options["matchmaker"])
     worker = Worker(node)
     server = Server(Topic(*options["topic"]), worker, node=node, **options["server"])
     worker._name = server.topic.server or ""
     server.start()
-
-    def say(what: Any) -> None:
-        print(json.dumps(what), flush=True)
 
     say({"endpoints": server.endpoints, "server": server.topic.server, "pid": os.getpid()})
     for line in sys.stdin:
