@@ -474,7 +474,9 @@ cdef class Channel:
         self._check()
         if self.instance is None and wait and body is not None and len(body) + _sizes(buffers) > UNANNOUNCED_BYTES:
             # The port may take less than we do, and libzmq would break the connection: first hear what it takes.
-            self.ping(None if deadline == NEVER else max(0.0, (deadline - now_ns()) / 1e9))
+            self.look()
+            if self.instance is None:
+                self.ping(None if deadline == NEVER else max(0.0, (deadline - now_ns()) / 1e9))
         if topic is None or method is None or metadata is None:
             raise TypeError("topic and metadata are bytes and method is str, not None")
         header.kind = kind
