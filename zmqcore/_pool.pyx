@@ -1203,8 +1203,10 @@ cdef class ChannelPool:
     # -- what it tells about itself --------------------------------------------------------------------------
 
     def _numbers(self, Table table not None):
-        return (f"all {self.max_sockets} sockets of the pool are taken: {table.in_use} in use, {len(table.draining)}"
-                f" draining, {len(table.closing)} closing")
+        cdef Py_ssize_t leaving = len(table.draining) + len(table.closing)
+        pinned = table.total - table.in_use - leaving - table.probation.length - table.protected.length
+        return (f"all {self.max_sockets} sockets of the pool are taken: {table.in_use} in use, {pinned} idle but pinned,"
+                f" {len(table.draining)} draining, {len(table.closing)} closing")
 
     def _count_wait(self, Table table not None, int64_t waited):
         cdef Py_ssize_t i = 0

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import math
+import threading
 from typing import Any
 
 import pytest
@@ -22,8 +23,8 @@ from zmqcore._port import Port
 from zmqcore.errors import Closed, PoolExhausted, Unreachable
 
 IDLE_TTL, MAX_LIFETIME = 100.0, 1000.0
-CAP = 4
-NAMES = [f"inproc://{letter}" for letter in "abcdefgh"]
+CAP = 8
+NAMES = [f"inproc://{letter}" for letter in "abcdefghijklmn"]
 NOWHERE = "ipc:///nowhere/at-all.sock"
 
 
@@ -51,6 +52,11 @@ class Machine(RuleBasedStateMachine):
         self.all_channels: list[Channel] = []
         self.strangers: list[Channel] = []
         self.pool: ChannelPool
+        self.sent = self.taken = 0
+        self.done = threading.Event()
+        self.reading = threading.Lock()  # guards ports
+        self.reader = threading.Thread(target=self.read)
+        self.reader.start()
         self.start()
 
     def start(self) -> None:
@@ -91,14 +97,23 @@ class Machine(RuleBasedStateMachine):
         self.all_channels.append(Channel(self.context, endpoint))
         return self.all_channels[-1]
 
+    def read(self) -> None:
+        """Read all ports, as servers do: an inproc socket that is closed is not gone before its peer has noticed."""
+        while not self.done.wait(0.0002):
+            with self.reading:
+                for port in self.ports.values():
+                    self.taken += len(port.receive(64, 0.0))
+                    port.flush()
+
     def none_leaving(self) -> bool:
-        """An inproc socket is not gone before its peer has noticed, and nobody but us reads the ports."""
-        for port in self.ports.values():
-            port.receive(64, 0.0)
         stats = self.pool.stats()
         return not stats["closing"] and not stats["draining"]
 
     # -- the model's own moves
+
+    def all_taken(self) -> str:
+        used = sum(slot.users > 0 for slot in self.slots.values())
+        return f"all {CAP} sockets of the pool are taken: {used} in use, {CAP - used} idle but pinned, 0 draining, 0 c"
 
     def leave(self, endpoint: str, cause: str) -> None:
         slot = self.slots.pop(endpoint)
@@ -140,10 +155,13 @@ class Machine(RuleBasedStateMachine):
         self.pins: set[str] = set()
 
     @rule(endpoint=st.sampled_from(NAMES))
+    def take(self, endpoint: str) -> None:
+        self.acquire(endpoint)
+
     def acquire(self, endpoint: str) -> None:
         known = self.slots.get(endpoint)
         if known is None and not self.make_room():
-            with pytest.raises(PoolExhausted, match=f"all {CAP} sockets of the pool are taken: {CAP} in use"):
+            with pytest.raises(PoolExhausted, match=self.all_taken()):
                 self.pool.acquire(endpoint, 0.0)
             return
         channel = self.pool.acquire(endpoint)
@@ -171,7 +189,19 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.held)
     @rule(data=st.data())
     def release(self, data: st.DataObject) -> None:
-        slot, channel = self.held.pop(data.draw(st.integers(0, len(self.held) - 1)))
+        self.give_back(data.draw(st.integers(0, len(self.held) - 1)))
+
+    @rule(endpoints=st.lists(st.sampled_from(NAMES), min_size=1, max_size=40))
+    def use(self, endpoints: list[str]) -> None:
+        """Take and give back one after the other: what fills the rings."""
+        for endpoint in endpoints:
+            before = len(self.held)
+            self.acquire(endpoint)
+            if len(self.held) > before:
+                self.give_back(-1)
+
+    def give_back(self, number: int) -> None:
+        slot, channel = self.held.pop(number)
         lifetime = self.row(slot.endpoint)["ttl"] / slot.factor() / IDLE_TTL * MAX_LIFETIME
         self.pool.release(channel)
         slot.users -= 1
@@ -189,9 +219,8 @@ class Machine(RuleBasedStateMachine):
         """A cast that its port takes and acknowledges; the channel does not know before somebody looks."""
         slot, channel = data.draw(st.sampled_from(self.held))
         cast(channel, b"x")
-        port = self.ports[slot.endpoint]
-        assert len(port.receive(64, 5.0)) == 1
-        port.receive(64, 0.0)
+        self.sent += 1
+        until(lambda: self.taken == self.sent, "taking")
         slot.clean = False
 
     @rule(endpoint=st.sampled_from(NAMES))
@@ -272,13 +301,16 @@ class Machine(RuleBasedStateMachine):
         endpoint = data.draw(
             st.sampled_from(sorted(name for name, slot in self.slots.items() if not slot.users))
         )
-        self.ports[endpoint].close()
+        with self.reading:
+            self.ports.pop(endpoint).close()
 
         def bound_again() -> bool:
             try:
-                self.ports[endpoint] = Port(self.context, [endpoint])
+                port = Port(self.context, [endpoint])
             except zmq.ZMQError:
                 return False  # the reaper has not got to the old one
+            with self.reading:
+                self.ports[endpoint] = port
             return True
 
         until(bound_again)
@@ -359,6 +391,8 @@ class Machine(RuleBasedStateMachine):
         self.pool.close(0.0)
         for channel in self.all_channels:
             channel.close()
+        self.done.set()
+        self.reader.join()
         for port in self.ports.values():
             port.close()
         self.context.term()
@@ -366,5 +400,5 @@ class Machine(RuleBasedStateMachine):
 
 TestModel = Machine.TestCase
 TestModel.settings = settings(
-    max_examples=60, stateful_step_count=50, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=100, stateful_step_count=50, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
