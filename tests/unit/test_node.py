@@ -84,3 +84,79 @@ def test_after_close() -> None:
             use()
     assert node.stats()["pool"]["open"] == 0, "one can still look at it"
     assert "closed" in repr(node)
+
+
+def test_a_socket_that_somebody_leaves_open_does_not_hang_close(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """libzmq ends a context with its last socket. close() says how many are open, and the context ends with them."""
+    monkeypatch.setattr("zmqcore.node._TERM_PATIENCE", 0.1)
+    node = Node("memory://node")
+    sockets = [node.context.socket(zmq.PUB) for _ in range(3)]
+    context = node.context
+    sockets.pop().close()
+    node.close()
+    (record,) = caplog.records
+    assert "2 sockets" in record.getMessage()
+    assert not context.closed
+    for socket in sockets:
+        socket.close()
+    (helper,) = [thread for thread in threading.enumerate() if thread.name == "zmqcore-term"]
+    helper.join()
+    assert context.closed
+
+
+def test_closing_twice_at_once_waits_for_the_first() -> None:
+    node = Node("memory://node")
+    begun, gate = threading.Event(), threading.Event()
+
+    class Thing:
+        def runs_this_thread(self) -> bool:
+            return False
+
+        def close_down(self, timeout: float) -> None:
+            begun.set()
+            gate.wait(30.0)
+
+    thing = Thing()
+    node.own(thing)
+    first = threading.Thread(target=node.close)
+    first.start()
+    assert begun.wait(30.0)
+    second = threading.Thread(target=node.close, args=(30.0,))
+    second.start()
+    second.join(0.1)
+    assert second.is_alive()
+    gate.set()
+    second.join(30.0)
+    first.join(30.0)
+    assert not second.is_alive()
+    assert not first.is_alive()
+
+
+def test_close_by_what_has_to_go_on_first_is_done_behind_it() -> None:
+    """As a handler of a server does: close() returns at once there, and waits for it on another thread."""
+    node = Node("memory://node")
+    handler = threading.get_ident()
+    gate, closed_by = threading.Event(), []
+
+    class Thing:
+        def runs_this_thread(self) -> bool:
+            return threading.get_ident() == handler
+
+        def close_down(self, timeout: float) -> None:
+            gate.wait(30.0)
+            closed_by.append(threading.get_ident())
+
+    thing = Thing()
+    node.own(thing)
+    node.close()
+    node.close()
+    with pytest.raises(Closed):
+        _ = node.context
+    assert closed_by == []
+    (helper,) = [thread for thread in threading.enumerate() if thread.name == "zmqcore-close"]
+    gate.set()
+    helper.join(30.0)
+    assert len(closed_by) == 1
+    assert closed_by != [handler]
