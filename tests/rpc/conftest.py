@@ -115,7 +115,9 @@ class Peer:
         self.process.wait(PATIENCE)
 
     def freeze(self) -> None:
+        """SIGSTOP, and wait until all its threads have stopped: until then they may still answer."""
         self.process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self.pid, os.WSTOPPED)
 
     def thaw(self) -> None:
         self.process.send_signal(signal.SIGCONT)
@@ -210,6 +212,14 @@ def peers() -> Iterator[Callable[..., Peer]]:
     yield start
     for peer in made:
         peer.end()
+
+
+@pytest.fixture(scope="session")
+def uvloop() -> Any:
+    """The module, if it is installed. Its first loop makes a pipe that the process keeps."""
+    uvloop = pytest.importorskip("uvloop")
+    uvloop.new_event_loop().close()
+    return uvloop
 
 
 @pytest.fixture

@@ -844,8 +844,7 @@ def test_contexts_do_not_mix(serve: Serve, make: Make, gate: Gate) -> None:
     asyncio.run(main())
 
 
-def test_uvloop(serve: Serve, make: Make, gate: Gate) -> None:
-    uvloop = pytest.importorskip("uvloop")
+def test_uvloop(serve: Serve, make: Make, gate: Gate, uvloop: Any) -> None:
     serve("t", gate)
     client = make("t")
 

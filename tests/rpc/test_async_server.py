@@ -657,8 +657,7 @@ def test_a_process_that_closes_nothing_ends_quietly(run_python: Callable[..., An
         assert list(runtime.glob("*.sock")) == [], end
 
 
-def test_uvloop(pair: Pair) -> None:
-    uvloop = pytest.importorskip("uvloop")
+def test_uvloop(pair: Pair, uvloop: Any) -> None:
 
     async def main() -> None:
         work = Work()

@@ -211,6 +211,7 @@ def test_a_stopped_server_costs_others_nothing(peers: Callable[..., Any], node: 
     assert {client.call("who") for _ in range(2)} == {"frozen", "alive"}
     frozen.freeze()
     held = [client.submit("who") for _ in range(2)]
+    until(lambda: any(future.done() for future in held))
     assert [client.call("who") for _ in range(20)] == ["alive"] * 20
     frozen.thaw()
     assert sorted(future.result() for future in held) == ["alive", "frozen"]
