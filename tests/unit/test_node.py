@@ -114,7 +114,7 @@ def test_closing_twice_at_once_waits_for_the_first() -> None:
         def runs_this_thread(self) -> bool:
             return False
 
-        def close_down(self, timeout: float) -> None:
+        def close_down(self, _timeout: float) -> None:
             begun.set()
             gate.wait(30.0)
 
@@ -144,7 +144,7 @@ def test_close_by_what_has_to_go_on_first_is_done_behind_it() -> None:
         def runs_this_thread(self) -> bool:
             return threading.get_ident() == handler
 
-        def close_down(self, timeout: float) -> None:
+        def close_down(self, _timeout: float) -> None:
             gate.wait(30.0)
             closed_by.append(threading.get_ident())
 
