@@ -233,9 +233,10 @@ def test_expired_work_is_not_run(pair: Pair) -> None:
                 client = Client("t", node=pair.there, timeout=PATIENCE)
                 blocking = client.submit("block")
                 assert entered.wait(PATIENCE)
-                # All of it is received at once; the deadlines pass in the pause.
-                client.cast("pause", 0.4)
-                futures = [client.prepare(timeout=0.2).submit("note", i) for i in range(10)]
+                # All of it has come when the loop goes on, and is received at once; the deadlines pass in the pause.
+                client.cast("pause", 1.0)
+                futures = [client.prepare(timeout=0.6).submit("note", i) for i in range(10)]
+                time.sleep(0.2)
                 gate.set()
                 assert [type(future.exception()) for future in futures] == [DeadlineExceeded] * 10
                 blocking.result()
@@ -289,12 +290,16 @@ def test_max_tasks_is_kept(pair: Pair) -> None:
         async with pair.server(work, max_tasks=3) as server, pair.client() as client:
             calls = [client.submit("wait", number) for number in range(100)]
             await until(lambda: work.entered == 3)
+            # A connection that comes now makes the descriptor readable, and it stays so.
+            late = AsyncClient("t", node=pair.here, timeout=PATIENCE).submit("wait", "late")
+            await asyncio.sleep(0.1)
             used = time.process_time()
             await asyncio.sleep(0.5)
             assert time.process_time() - used < 0.35, "it does not spin meanwhile"
             assert (work.entered, server.stats()["tasks"]) == (3, 3)
             work.gate.set()
             assert await asyncio.gather(*calls) == list(range(100))
+            assert await late == "late"
             assert work.most == 3
 
     asyncio.run(main())
