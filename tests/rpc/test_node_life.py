@@ -139,18 +139,24 @@ def test_close_from_a_callback(
         server.stop()
 
 
-def test_close_from_a_handler(make_node: Callable[..., Node], registry: str) -> None:
+@pytest.mark.parametrize("workers", [0, 2])
+def test_close_from_a_handler(
+    make_node: Callable[..., Node], registry: str, workers: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It returns at once; the reply goes out, and the node closes behind the handler, with nothing to complain of."""
     node = make_node(registry)
     other = make_node(registry)
-    closed = threading.Event()
 
-    def close() -> None:
+    def close() -> str:
         node.close()
-        closed.set()
+        node.close()
+        return "it is closing"
 
-    Server("t", {"close": close}, node=node).start()
-    Client("t", node=other, timeout=30.0).cast("close")
-    assert closed.wait(30.0)
+    server = Server("t", {"close": close}, node=node, workers=workers).start()
+    assert Client("t", node=other, timeout=30.0).call("close") == "it is closing"
+    node.close(timeout=30.0)
+    assert not server.running
+    assert [record.getMessage() for record in caplog.records] == []
 
 
 def test_close_while_servers_and_channels_are_being_made(

@@ -248,6 +248,26 @@ def test_stop_from_several_threads_at_once(
 
 
 @pytest.mark.parametrize("workers", [0, 2])
+def test_a_handler_may_stop_its_server_twice(
+    serve: Callable[..., Server], connect: Callable[..., Client], workers: int
+) -> None:
+    """Neither waits for the handler itself; and until it has stopped the server cannot be started again."""
+    server: list[Server] = []
+
+    def shut_down() -> list[Any]:
+        stopped = [server[0].stop(), server[0].stop()]
+        try:
+            server[0].start()
+        except RuntimeError as exc:
+            stopped.append("stopped" in str(exc))
+        return stopped
+
+    server.append(serve("t", {"shut_down": shut_down}, workers=workers))
+    assert connect("t").call("shut_down") == [False, False, True]
+    assert server[0].wait(30.0)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
 def test_a_handler_may_stop_its_server(
     serve: Callable[..., Server], connect: Callable[..., Client], workers: int
 ) -> None:
