@@ -80,6 +80,12 @@ test: $(VENV)/.tools  ## every test; ARGS='tests/frame -k vectors' for some
 bench: $(VENV)/.tools  ## the regression suite of the benchmarks
 	@$(PY) -m pytest bench $(ARGS)
 
+SOAK_SECONDS ?= 600
+
+.PHONY: soak
+soak: $(VENV)/.built  ## everything at once for SOAK_SECONDS=600: memory must stop growing, no descriptor may be left
+	@$(PY) bench/soak.py --seconds $(SOAK_SECONDS) $(ARGS)
+
 # -- the checks -----------------------------------------------------------------------------------------
 
 .PHONY: lint

@@ -135,8 +135,10 @@ def endpoint(number: int, port: int) -> str:
 
 
 def count_fds() -> int:
-    """Return how many descriptors this process has open, the one that is needed to look included."""
-    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+    """Return how many descriptors this process has open."""
+    directory = Path("/proc/self/fd")
+    # Linux tells since 6.2. Listing hundreds of them every 2 ms would slow down what is measured.
+    return directory.stat().st_size or sum(1 for _ in directory.iterdir()) - 1
 
 
 def lasting_fds() -> int:
