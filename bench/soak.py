@@ -234,8 +234,8 @@ def soak(seconds: float, json_file: str | None) -> list[str]:
                     sample = samples[-1]
                     print(
                         f"{sample['seconds']:5.0f} s  {sample['rss_mb']:.1f} MB,"
-                        f" server {sample['server_rss_mb']:.1f} MB, {sample['fds']} descriptors, {stats['opened']:,} channels opened,"
-                        f" {servers.restarts} restarts, {sum(load.done.values()):,} done",
+                        f" server {sample['server_rss_mb']:.1f} MB, {sample['fds']} descriptors,"
+                        f" {stats['opened']:,} channels opened, {servers.restarts} restarts, {sum(load.done.values()):,} done",
                         flush=True,
                     )
             load.close()

@@ -24,19 +24,20 @@ MakePool = Callable[[int], ChannelPool]
 @pytest.fixture
 def context() -> Iterator[zmq.Context[zmq.Socket[bytes]]]:
     made: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    made.set(zmq.MAX_SOCKETS, made.get(zmq.SOCKET_LIMIT))
     yield made
     made.destroy(linger=0)
 
 
 @pytest.fixture
 def endpoints(context: zmq.Context[zmq.Socket[bytes]]) -> Iterator[list[str]]:
-    """Return 100 endpoints, all of one ROUTER."""
+    """Return 100 endpoints, all of one ROUTER, which listens on all of 127.0.0.0/8."""
     router = context.socket(zmq.ROUTER)
     router.setsockopt(zmq.RCVHWM, 0)
     found = []
     for _ in range(100):
-        router.bind("tcp://127.0.0.1:*")
-        found.append(router.getsockopt_string(zmq.LAST_ENDPOINT))
+        router.bind("tcp://0.0.0.0:*")
+        found.append(router.getsockopt_string(zmq.LAST_ENDPOINT).replace("0.0.0.0", "127.0.0.1"))
     yield found
     router.close(linger=0)
 
@@ -85,6 +86,63 @@ def test_over_the_cap(benchmark: BenchmarkFixture, make_pool: MakePool, endpoint
     stats = pool.stats()
     assert stats["reused"] == 0
     assert stats["opened"] > 50 >= stats["open"]
+
+
+@pytest.mark.benchmark(group="pool: acquire and release")
+def test_acquire_open(benchmark: BenchmarkFixture, make_pool: MakePool, endpoints: list[str]) -> None:
+    """What a call does first, before it is known whether the channel is open."""
+    pool = make_pool(8)
+    use(pool, endpoints[0])
+
+    def use_open() -> None:
+        channel = pool.acquire_open(endpoints[0])
+        assert channel is not None
+        pool.release(channel)
+
+    benchmark(use_open)
+    assert (pool.stats()["opened"], pool.stats()["in_use"]) == (1, 0)
+
+
+@pytest.mark.benchmark(group="pool: one operation")
+def test_acquire_open_finds_none(
+    benchmark: BenchmarkFixture, make_pool: MakePool, endpoints: list[str]
+) -> None:
+    pool = make_pool(8)
+    assert benchmark(pool.acquire_open, endpoints[0]) is None
+    assert pool.stats()["opened"] == 0
+
+
+@pytest.mark.benchmark(group="pool: one operation")
+def test_release(benchmark: BenchmarkFixture, make_pool: MakePool, endpoints: list[str]) -> None:
+    """Only the release is timed; every one parks the channel, as its only user."""
+    pool = make_pool(8)
+
+    def acquire() -> tuple[tuple[Channel], dict[str, object]]:
+        return (pool.acquire(endpoints[0], TIMEOUT),), {}
+
+    benchmark.pedantic(pool.release, setup=acquire, rounds=5000)
+    assert (pool.stats()["opened"], pool.stats()["in_use"]) == (1, 0)
+
+
+@pytest.fixture
+def thousand(make_pool: MakePool, endpoints: list[str]) -> ChannelPool:
+    """Return a pool that holds 1000 open channels: to ten addresses for each of the endpoints."""
+    pool = make_pool(1000)
+    for address in range(10):
+        for endpoint in endpoints:
+            use(pool, endpoint.replace("127.0.0.1", f"127.0.0.{1 + address}"))
+    return pool
+
+
+@pytest.mark.benchmark(group="pool: 1000 channels")
+def test_stats(benchmark: BenchmarkFixture, thousand: ChannelPool) -> None:
+    assert benchmark(thousand.stats)["idle"] == 1000
+
+
+@pytest.mark.benchmark(group="pool: 1000 channels")
+def test_snapshot(benchmark: BenchmarkFixture, thousand: ChannelPool) -> None:
+    rows = benchmark(thousand.snapshot)
+    assert len({row["endpoint"] for row in rows}) == 1000
 
 
 @pytest.mark.benchmark(group="pool: 8 threads")
