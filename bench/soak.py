@@ -235,7 +235,8 @@ def soak(seconds: float, json_file: str | None) -> list[str]:
                     print(
                         f"{sample['seconds']:5.0f} s  {sample['rss_mb']:.1f} MB,"
                         f" server {sample['server_rss_mb']:.1f} MB, {sample['fds']} descriptors,"
-                        f" {stats['opened']:,} channels opened, {servers.restarts} restarts, {sum(load.done.values()):,} done",
+                        f" {stats['opened']:,} channels opened, {servers.restarts} restarts,"
+                        f" {sum(load.done.values()):,} done",
                         flush=True,
                     )
             load.close()
