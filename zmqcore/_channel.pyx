@@ -436,6 +436,11 @@ cdef class Channel:
         """The 16 bytes that name the port at the other end; None before its hello."""
         return self.instance
 
+    @property
+    def limits(self) -> tuple:
+        """The most that is sent in one message, as (bytes, buffers): ours or, after its hello, the port's if less."""
+        return (self.max_bytes, self.max_buffers)
+
     def stats(self) -> dict[str, int]:
         """Return the counters since the channel was made, and what is outstanding now."""
         return {
