@@ -16,6 +16,7 @@ from zmqcore.cli.doctor import doctor
 from zmqcore.cli.outcome import EXIT_CODES_HELP, Exit, status_of
 from zmqcore.cli.output import note, show_error
 from zmqcore.cli.serving import serve
+from zmqcore.cli.stats import stats
 
 __all__ = ["app", "run"]
 
@@ -51,7 +52,7 @@ def app() -> None:
     """Group the commands."""
 
 
-for _command in (demo, serve, call, cast, fanout, members, ping, doctor):
+for _command in (demo, serve, call, cast, fanout, members, ping, stats, doctor):
     app.add_command(_command)
 
 

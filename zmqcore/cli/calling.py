@@ -25,7 +25,7 @@ from zmqcore.cli.outcome import EXIT_CODES_HELP, Exit, hint_for
 from zmqcore.cli.output import Output, error_summary, member_json, note, show_error
 from zmqcore.matchmaker import Matchmaker, Member, open_matchmaker
 
-__all__ = ["call", "cast", "fanout", "members", "ping"]
+__all__ = ["call", "cast", "fanout", "members", "open_client", "ping", "topic_of"]
 
 _ARGUMENTS_HELP = """\b
 Arguments:
@@ -67,12 +67,12 @@ def _read_arguments(args: tuple[str, ...], kwargs: str | None, raw: bool) -> tup
         raise click.UsageError(str(exc)) from exc
 
 
-def _topic(name: str, server: str | None, exchange: str) -> Topic:
+def topic_of(name: str, server: str | None, exchange: str) -> Topic:
     return Topic(name, server=server or None, exchange=exchange)
 
 
 @contextmanager
-def _client(topic: Topic, connect: tuple[str, ...], matchmaker: str, timeout: float) -> Iterator[Client]:
+def open_client(topic: Topic, connect: tuple[str, ...], matchmaker: str, timeout: float) -> Iterator[Client]:
     """Yield a client with a node of its own, both closed at the end."""
     with (
         Node(matchmaker=matchmaker) as node,
@@ -116,7 +116,7 @@ def call(
 ) -> int:
     """Run ``zmqcore call``."""
     positional, named = _read_arguments(args, kwargs, raw)
-    with _client(_topic(topic, server, exchange), connect, matchmaker, timeout) as client:
+    with open_client(topic_of(topic, server, exchange), connect, matchmaker, timeout) as client:
         result = client.call(method, *positional, **named)
         # Printed before the client is closed: a large result is a view onto the received message.
         Output(json_wanted).json(result)
@@ -155,7 +155,7 @@ def cast(
 ) -> int:
     """Run ``zmqcore cast``."""
     positional, named = _read_arguments(args, kwargs, raw)
-    with _client(_topic(topic, server, exchange), connect, matchmaker, timeout) as client:
+    with open_client(topic_of(topic, server, exchange), connect, matchmaker, timeout) as client:
         client.cast(method, *positional, **named)
     output = Output(json_wanted)
     if output.machine:
@@ -196,7 +196,7 @@ def fanout(
 ) -> int:
     """Run ``zmqcore fanout``."""
     positional, named = _read_arguments(args, kwargs, raw)
-    with _client(_topic(topic, server, exchange), connect, matchmaker, timeout) as client:
+    with open_client(topic_of(topic, server, exchange), connect, matchmaker, timeout) as client:
         outcome = client.fanout(method, *positional, **named)
     output = Output(json_wanted)
     failed = list(outcome.failed.items())
@@ -301,18 +301,18 @@ def ping(
     json_wanted: bool | None,
 ) -> int:
     """Run ``zmqcore ping``."""
-    target = _topic(topic, server, exchange)
+    target = topic_of(topic, server, exchange)
     rows: list[dict[str, Any]] = []
     if connect:
         for address in connect:
-            with _client(target, (address,), matchmaker, timeout) as client:
+            with open_client(target, (address,), matchmaker, timeout) as client:
                 rows.append(_ping_one(client, count, interval) | {"address": address})
     else:
         with open_matchmaker(matchmaker) as registry:
             found = registry.members(target).members
         if not found:
             raise errors.NoSuchTopic(f"nobody serves {topic}" + (f" as {server}" if server else ""))
-        with _client(target, (), matchmaker, timeout) as client:
+        with open_client(target, (), matchmaker, timeout) as client:
             for name in dict.fromkeys(member.topic.server for member in found):
                 row = _ping_one(client.prepare(server=name), count, interval)
                 rows.append(row | {"server": name, "address": ""})
@@ -391,7 +391,7 @@ def members(
     if topic is None and (server or exchange):
         raise click.UsageError("--server and --exchange choose among the members of a TOPIC: name it")
     with open_matchmaker(matchmaker) as registry:
-        found = _registered(registry, None if topic is None else _topic(topic, server, exchange))
+        found = _registered(registry, None if topic is None else topic_of(topic, server, exchange))
     output = Output(json_wanted)
     if output.machine:
         output.json([member_json(member) for member in found])

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from zmqcore.cli.diagnosis import Diagnosis, diagnose
+from zmqcore.cli.endpoint_check import examine
 from zmqcore.cli.options import Command, json_option, matchmaker_option
 from zmqcore.cli.outcome import EXIT_CODES_HELP, Exit
 from zmqcore.cli.output import Output
@@ -74,19 +75,27 @@ Shown are the versions in use and which libzmq was found; the limits on file des
 sockets that follows from them; the runtime directory, the matchmaker; and how long a call to a server in
 this very process takes over tcp and ipc. Exit code 6 if something is broken; warnings do not count.
 
+With --endpoint it looks at that address instead, and says whether nothing listens there, something that does not
+speak ZeroMQ, something that speaks ZeroMQ but not zmqcore, or a zmqcore server: how long the handshake and a
+ping take, which instance it is, and how large a message it takes. Exit code 6 for all but the last.
+
 \b
 Examples:
     zmqcore doctor
     zmqcore doctor --json | jq .self_test.tcp.p50_us
     zmqcore doctor --matchmaker static:///etc/zmqcore/members.toml
+    zmqcore doctor --endpoint tcp://10.0.0.7:5555
 
 {EXIT_CODES_HELP}""",
 )
+@click.option(
+    "--endpoint", "-e", metavar="ENDPOINT", help="Look at who is at this address, and at nothing else."
+)
 @matchmaker_option
 @json_option
-def doctor(matchmaker: str, json_wanted: bool | None) -> int:
+def doctor(endpoint: str | None, matchmaker: str, json_wanted: bool | None) -> int:
     """Run ``zmqcore doctor``."""
-    diagnosis = diagnose(matchmaker)
+    diagnosis = diagnose(matchmaker) if endpoint is None else examine(endpoint)
     output = Output(json_wanted)
     if output.machine:
         output.json(

@@ -1,0 +1,174 @@
+"""The command ``stats``: what running servers have counted, asked over their own RPC."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import click
+
+from zmqcore import Topic, errors
+from zmqcore.cli.calling import open_client, topic_of
+from zmqcore.cli.options import Command, client_options
+from zmqcore.cli.outcome import EXIT_CODES_HELP, Exit, hint_for
+from zmqcore.cli.output import Output, error_summary, member_json, note
+from zmqcore.matchmaker import Member
+
+__all__ = ["stats"]
+
+#: What the table of all servers shows: its heading, and where the figure stands in a server's answer.
+_COLUMNS = {
+    "handled": ("handled",),
+    "failed": ("failed",),
+    "expired": ("expired",),
+    "refused": ("refused",),
+    "clients": ("port", "peers"),
+    "garbage": ("port", "garbage"),
+    "sockets": ("node", "pool", "open"),
+    "of": ("node", "pool", "max_sockets"),
+    "waits": ("node", "pool", "waits"),
+}
+
+
+def _at(answer: Any, path: tuple[str, ...]) -> Any:
+    """Return what stands at *path*; None where a server of another version has nothing."""
+    for name in path:
+        answer = answer.get(name) if isinstance(answer, Mapping) else None
+    return answer
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _flat(answer: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
+    """Yield every figure with the path to it, such as ``node.pool.open``."""
+    for name, value in answer.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{above}{name}.")
+        else:
+            yield f"{above}{name}", _cell(value)
+
+
+def _name(member: Member, answer: Any) -> str:
+    """Return the server's name: its own word for it, as a member that --connect names has none."""
+    topic = _at(answer, ("topic",))
+    try:
+        own = Topic.parse(topic).server if isinstance(topic, str) else None
+    except errors.InvalidTopic:
+        own = None
+    return own or member.topic.server or ", ".join(member.endpoints)
+
+
+def _show_summary(output: Output, topic: str, rows: list[dict[str, Any]]) -> None:
+    columns = {"server": "left", "pid": "right", "up for": "right", "queued": "right"}
+    columns |= dict.fromkeys(_COLUMNS, "right") | {"": "left"}
+    lines = []
+    for row in rows:
+        answer = row["stats"]
+        uptime = _at(answer, ("uptime",))
+        # An AsyncServer has no queue; what it runs now comes nearest.
+        queued = _at(answer, ("queued",))
+        lines.append(
+            [
+                row["server"],
+                _cell(_at(answer, ("pid",))),
+                f"{uptime:.0f} s" if isinstance(uptime, int | float) else "",
+                _cell(_at(answer, ("tasks",)) if queued is None else queued),
+                *(_cell(_at(answer, path)) for path in _COLUMNS.values()),
+                "" if row["error"] is None else error_summary(row["error"]),
+            ]
+        )
+    output.table(f"stats of {topic}", columns, lines)
+
+
+def _show_all(output: Output, rows: list[dict[str, Any]]) -> None:
+    for row in rows:
+        if row["error"] is not None:
+            output.line(f"{row['server']}: {error_summary(row['error'])}", style="bold red")
+        else:
+            output.table(
+                row["server"], {"": "left", " ": "right"}, [list(line) for line in _flat(row["stats"])]
+            )
+
+
+@click.command(
+    cls=Command,
+    short_help="Show what the servers of a topic have counted.",
+    help=f"""Ask every server of TOPIC, or one of them, what it has counted since it started.
+
+The table shows per server how many requests wait (queued), were done (handled), raised (failed), came too late
+(expired) or did not fit (refused); how many clients are connected and how much came that was no message of
+zmqcore (garbage); and of the pool by which the server calls others, how many sockets are open, of how many, and how
+often somebody had to wait for one. --all and --json show everything.
+
+Exit code 0 if all answered, 5 if some did, 3 if none did.
+
+\b
+Examples:
+    zmqcore stats inventory
+    zmqcore stats inventory --server host-3 --all
+    zmqcore stats inventory --json | jq '.members[].stats.node.pool'
+    zmqcore stats inventory --connect tcp://10.0.0.7:5555
+
+{EXIT_CODES_HELP}""",
+)
+@click.argument("topic")
+@click.option("--all", "-a", "everything", is_flag=True, help="Show every figure. JSON always has them all.")
+@client_options
+def stats(
+    topic: str,
+    everything: bool,
+    connect: tuple[str, ...],
+    server: str | None,
+    exchange: str,
+    matchmaker: str,
+    timeout: float,
+    json_wanted: bool | None,
+) -> int:
+    """Run ``zmqcore stats``."""
+    with open_client(topic_of(topic, server, exchange), connect, matchmaker, timeout) as client:
+        gathered = client.gather("zmqcore.stats")
+    rows: list[dict[str, Any]] = [
+        {"server": _name(member, answer), "member": member, "stats": answer, "error": None}
+        for member, answer in gathered.results.items()
+    ]
+    rows += [
+        {"server": _name(member, None), "member": member, "stats": None, "error": error}
+        for member, error in (*gathered.errors.items(), *gathered.missing.items())
+    ]
+    rows.sort(key=lambda row: row["server"])
+    answered = len(gathered.results)
+    output = Output(json_wanted)
+    if output.machine:
+        output.json(
+            {
+                "topic": topic,
+                "asked": len(rows),
+                "answered": answered,
+                "members": [
+                    {
+                        "server": row["server"],
+                        "endpoints": member_json(row["member"])["endpoints"],
+                        "stats": row["stats"],
+                        "error": None if row["error"] is None else error_summary(row["error"]),
+                    }
+                    for row in rows
+                ],
+            }
+        )
+    else:
+        if everything:
+            _show_all(output, rows)
+        else:
+            _show_summary(output, topic, rows)
+        first_error = next((row["error"] for row in rows if row["error"] is not None), None)
+        if first_error is not None and (hint := hint_for(first_error, topic)):
+            note(hint)
+    if answered == len(rows):
+        return Exit.OK
+    return Exit.PARTLY if answered else Exit.NOBODY_THERE
