@@ -132,7 +132,8 @@ class AsyncServer(Service):
             try:
                 await in_thread(self._deregister)
             finally:
-                finished = await reader.stop(drain, deadline)
+                # Closed: this coroutine is being thrown away, and can wait for nothing any more.
+                finished = not reader.loop.is_closed() and await reader.stop(drain, deadline)
         finally:
             self._ended(reader)
         _logger.info("stopped serving %s", self.topic)
@@ -161,6 +162,8 @@ class AsyncServer(Service):
         def begin() -> None:
             # Still runs after what began it here has been collected.
             self._stopper = reader.spawn(stop())
+            # The loop may end before this does: what is left is done below then, and is nothing to complain of.
+            self._stopper._log_destroy_pending = False  # type: ignore[attr-defined]
 
         async def stop() -> bool:
             try:
@@ -289,7 +292,8 @@ class _Reader:
         finally:
             self._taking = False
             self._stop_reading()
-            tasks = tuple(self._tasks)
+            # None when the loop has been closed and this is thrown away: nobody can be waited for.
+            tasks = () if self.loop.is_closed() else tuple(self._tasks)
             for task in tasks:
                 task.cancel()
             try:
