@@ -65,8 +65,7 @@ def foreign(kind: int, **options: int) -> Iterator[tuple[str, zmq.Socket[bytes]]
         sock.linger = 0
         for name, value in options.items():
             setattr(sock, name, value)
-        sock.bind("tcp://127.0.0.1:*")
-        yield sock.last_endpoint.rstrip(b"\0").decode(), sock
+        yield f"tcp://127.0.0.1:{sock.bind_to_random_port('tcp://127.0.0.1')}", sock
 
 
 def wrong(endpoint: str) -> tuple[str, dict[str, Any]]:

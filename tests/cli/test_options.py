@@ -47,7 +47,7 @@ def test_other_words_with_a_dash_are_options(line: str) -> None:
     assert "No such option" in result.output
 
 
-COMMANDS = ["demo", "serve", "call", "cast", "fanout", "members", "ping", "doctor"]
+COMMANDS = ["demo", "serve", "call", "cast", "fanout", "members", "ping", "stats", "doctor"]
 
 
 def help_of(*names: str) -> str:
