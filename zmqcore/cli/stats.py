@@ -102,9 +102,9 @@ def _show_all(output: Output, rows: list[dict[str, Any]]) -> None:
     help=f"""Ask every server of TOPIC, or one of them, what it has counted since it started.
 
 The table shows per server how many requests wait (queued), were done (handled), raised (failed), came too late
-(expired) or did not fit (refused); how many clients are connected and how much came that was no message of
-zmqcore (garbage); and of the pool by which the server calls others, how many sockets are open, of how many, and how
-often somebody had to wait for one. --all and --json show everything.
+(expired) or did not fit (refused); how many clients are connected, and how much came that was no message of ours
+(garbage); and of the pool by which the server calls others, how many sockets are open, of how many, and how often
+somebody had to wait for one. --all and --json show everything.
 
 Exit code 0 if all answered, 5 if some did, 3 if none did.
 
