@@ -393,7 +393,7 @@ def fair(ports: dict[str, int], options: argparse.Namespace) -> dict[str, Any]:
     """Let 64 threads, each with an endpoint of its own, call in a loop with 4 sockets."""
     threads, seconds = 64, (2 if options.quick else 8)
     failures: collections.Counter[str] = collections.Counter()
-    calls = [0] * threads
+    calls, most_before = [0] * threads, [0] * threads
 
     with Node("memory://churn", max_sockets=4) as node:
         end = time.monotonic() + seconds
@@ -401,8 +401,10 @@ def fair(ports: dict[str, int], options: argparse.Namespace) -> dict[str, Any]:
         def work(me: int) -> None:
             where = endpoint(me, ports["live"])
             while time.monotonic() < end:
+                made = sum(calls)
                 try:
                     call(node.pool, where, 30.0)
+                    most_before[me] = max(most_before[me], sum(calls) - made)
                     calls[me] += 1
                 except errors.ZmqcoreError as exc:
                     failures[f"{type(exc).__name__}: {exc}"[:200]] += 1
@@ -416,6 +418,7 @@ def fair(ports: dict[str, int], options: argparse.Namespace) -> dict[str, Any]:
         "mean_wait_ms": mean * 1e3,
         "longest_wait_ms": stats["longest_wait_seconds"] * 1e3,
         "longest_by_mean": stats["longest_wait_seconds"] / mean,
+        "most_calls_of_others_during_one": max(most_before),
         "fewest_calls_of_a_thread": min(calls),
         "most_calls_of_a_thread": max(calls),
         "books": int(books_balance(stats)),
