@@ -193,6 +193,8 @@ class Load:
 def grows(samples: list[float]) -> str | None:
     """Return what is wrong if the mean of the last third is above that of the middle one by 5 % and 4 MB."""
     third = len(samples) // 3
+    if not third:
+        return None
     middle, last = statistics.mean(samples[third : 2 * third]), statistics.mean(samples[2 * third :])
     return (
         f"{middle:.1f} MB in the middle third, {last:.1f} in the last" if last > middle * 1.05 + 4 else None
@@ -258,10 +260,6 @@ def soak(seconds: float, json_file: str | None) -> list[str]:
             wrong.append(f"{what} goes on growing: {growth}")
     print(f"done: {dict(load.done)}\nmet: {dict(load.met)}\nrestarts: {servers.restarts}")
     print(f"pool: {stats}")
-    thirds = len(samples) // 3
-    for what in ("rss_mb", "server_rss_mb", "fds"):
-        means = [statistics.mean(s[what] for s in samples[i * thirds : (i + 1) * thirds]) for i in range(3)]
-        print(f"{what} by thirds: " + ", ".join(f"{mean:.1f}" for mean in means))
     print(f"descriptors left at the end: {left}")
     if json_file:
         record = {
@@ -273,6 +271,12 @@ def soak(seconds: float, json_file: str | None) -> list[str]:
             "wrong": wrong,
         }
         Path(json_file).write_text(json.dumps(record, indent=1) + "\n")
+    thirds = len(samples) // 3
+    if not thirds:
+        return [*wrong, "it ended before anything could be said about memory"]
+    for what in ("rss_mb", "server_rss_mb", "fds"):
+        means = [statistics.mean(s[what] for s in samples[i * thirds : (i + 1) * thirds]) for i in range(3)]
+        print(f"{what} by thirds: " + ", ".join(f"{mean:.1f}" for mean in means))
     return wrong
 
 
