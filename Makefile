@@ -95,7 +95,7 @@ lint: $(VENV)/.tools  ## formatting, style, types, stubs against the built modul
 	@# it runs pycodestyle by name
 	PATH=$(abspath $(VENV)/bin):$$PATH cython-lint zmqcore
 	$(VENV)/bin/mypy
-	$(PY) -m mypy.stubtest --allowlist .ci/stubtest-allow --ignore-unused-allowlist $(COMPILED)
+	$(PY) -m mypy.stubtest --mypy-config-file pyproject.toml --allowlist .ci/stubtest-allow --ignore-unused-allowlist $(COMPILED)
 	$(VENV)/bin/codespell
 	$(PY) -m pytest -q tests/test_layering.py
 

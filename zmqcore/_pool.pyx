@@ -1205,8 +1205,8 @@ cdef class ChannelPool:
     def _numbers(self, Table table not None):
         cdef Py_ssize_t leaving = len(table.draining) + len(table.closing)
         pinned = table.total - table.in_use - leaving - table.probation.length - table.protected.length
-        return (f"all {self.max_sockets} sockets of the pool are taken: {table.in_use} in use, {pinned} idle but pinned,"
-                f" {len(table.draining)} draining, {len(table.closing)} closing")
+        return (f"all {self.max_sockets} sockets of the pool are taken: {table.in_use} in use, {pinned} idle but"
+                f" pinned, {len(table.draining)} draining, {len(table.closing)} closing")
 
     def _count_wait(self, Table table not None, int64_t waited):
         cdef Py_ssize_t i = 0
@@ -1312,7 +1312,8 @@ cdef class ChannelPool:
         if table.closed:
             state = "closed"
         else:
-            state = f"{table.in_use} in use, {len(table.draining) + len(table.closing)} leaving, {table.waiting} waiting"
+            leaving = len(table.draining) + len(table.closing)
+            state = f"{table.in_use} in use, {leaving} leaving, {table.waiting} waiting"
         return f"<ChannelPool {table.total} of {self.max_sockets} sockets, {state}>"
 
     def _after_fork_in_child(self):
