@@ -62,10 +62,10 @@ class Node:
     default ipc in the runtime directory and tcp on a free loopback port. ``advertise``: the name or address that
     others are told for a server that listens on every interface (``0.0.0.0``); default this host's name.
     ``max_sockets``, ``max_sockets_per_endpoint``, ``max_waiting``, and in seconds ``idle_ttl``, ``max_lifetime``,
-    ``acquire_timeout``, ``connect_timeout`` and ``drain_timeout`` go to the :class:`ChannelPool`. ``context``: a
-    ``zmq.Context`` of your own, left open. ``codec``: a name, or a codec. ``limits``: see :class:`Limits`. ``spin``:
-    how long a wait polls without blocking before it blocks, in seconds; 0 switches that off. ``window_messages`` and
-    ``window_bytes``: how much may be sent to one endpoint and not yet be acknowledged.
+    ``acquire_timeout``, ``connect_timeout``, ``drain_timeout`` and ``liveness`` go to the :class:`ChannelPool`.
+    ``context``: a ``zmq.Context`` of your own, left open. ``codec``: a name, or a codec. ``limits``: see
+    :class:`Limits`. ``spin``: how long a wait polls without blocking before it blocks, in seconds; 0 switches that off.
+    ``window_messages`` and ``window_bytes``: how much may be sent to one endpoint and not yet be acknowledged.
 
     Thread-safe. Nothing is opened until it is used. A forked child that uses it gets a fresh context, pool and
     matchmaker connection; the parent's are left alone.
@@ -85,6 +85,7 @@ class Node:
         max_waiting: int = 10_000,
         connect_timeout: float = 2.0,
         drain_timeout: float = 5.0,
+        liveness: float = 10.0,
         context: zmq.Context[zmq.Socket[bytes]] | None = None,
         codec: str | Codec = "msgpack",
         limits: Limits | None = None,
@@ -114,6 +115,7 @@ class Node:
             max_waiting=max_waiting,
             connect_timeout=connect_timeout,
             drain_timeout=drain_timeout,
+            liveness=liveness,
             probe=endpoints.probe,
             maintenance=self.attendant.maintain,
         )
