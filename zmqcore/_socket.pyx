@@ -453,5 +453,9 @@ cdef class SharedSocket:
         socket, self.socket = self.socket, None
         self.handle = NULL
         if socket is not None and self.generation == _generation:
-            socket.close(linger=0)
+            try:
+                socket.close(linger=0)
+            except BaseException:
+                socket.close(linger=0)      # a signal handler may have raised in pyzmq's Python code, before it closed
+                raise
         return 0
