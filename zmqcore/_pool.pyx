@@ -1065,7 +1065,6 @@ cdef class ChannelPool:
         cdef int64_t now = self.now()
         cdef int64_t real = now_ns()
         cdef int cause
-        cdef bint unacknowledged = False
         cdef list overdue = []
         table.enter()
         try:
@@ -1091,7 +1090,6 @@ cdef class ChannelPool:
                 if channel.acked_id == channel.sent_id:
                     slot.seen_ns = 0
                 else:
-                    unacknowledged = True
                     if not slot.seen_ns or slot.seen_ack != channel.acked_id:
                         slot.seen_ack = channel.acked_id
                         slot.seen_ns = real
@@ -1124,9 +1122,7 @@ cdef class ChannelPool:
                 return 0.01
         finally:
             table.leave()
-        pause = min(self.idle_ttl_ns, <double>self.max_lifetime_ns) / 1e10
-        if unacknowledged:
-            pause = min(pause, self.liveness_ns / 4e9)
+        pause = min(min(self.idle_ttl_ns, <double>self.max_lifetime_ns) / 1e10, self.liveness_ns / 4e9)
         return min(30.0, max(0.05, pause))
 
     def close(self, timeout: float = 5.0) -> bool:
