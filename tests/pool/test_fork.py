@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import atexit
 import gc
-import multiprocessing
-import multiprocessing.forkserver
-import multiprocessing.resource_tracker
 import os
 import signal
 import sys
@@ -73,6 +70,7 @@ def server(node: Node) -> Iterator[Server]:
 
 @pytest.fixture
 def client(node: Node, server: Server) -> Iterator[Client]:
+    assert server.running
     with Client("echo", node=node, timeout=PATIENCE) as made:
         assert made.call("echo", 1) == 1
         yield made
@@ -215,39 +213,6 @@ def test_an_ordinary_exit_of_the_child(client: Client) -> None:
     _, status = os.waitpid(pid, 0)
     assert status == 0
     assert client.call("echo", 2) == 2
-
-
-def _call_from_child(endpoint: str, queue: Any) -> None:
-    with (
-        Node("memory://child") as node,
-        Client("echo", node=node, connect=endpoint, timeout=PATIENCE) as client,
-    ):
-        queue.put(client.call("pid"))
-
-
-def _call_inherited(client: Client, queue: Any) -> None:
-    queue.put(client.call("pid"))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("method", ["spawn", "forkserver", "fork"])
-def test_multiprocessing(method: str, server: Server, client: Client) -> None:
-    context = multiprocessing.get_context(method)
-    queue = context.SimpleQueue()
-    if method == "fork":
-        process = context.Process(target=_call_inherited, args=(client, queue))
-    else:
-        process = context.Process(target=_call_from_child, args=(server.endpoints[0], queue))
-    process.start()
-    process.join(PATIENCE)
-    assert process.exitcode == 0
-    assert queue.get() == os.getpid()
-    queue.close()
-    assert client.call("echo", 1) == 1
-    if method == "forkserver":
-        multiprocessing.forkserver._forkserver._stop()
-    if method != "fork":
-        multiprocessing.resource_tracker._resource_tracker._stop()  # it would stay for the next time
 
 
 def test_a_channel_of_the_parents_is_not_touched_by_garbage_collection(make_pool: Any, far: Far) -> None:
