@@ -244,7 +244,7 @@ def test_outside_a_loop(make: Make) -> None:
 
 
 def test_deadlines(serve: Serve, make: Make, gate: Gate) -> None:
-    serve("t", gate, workers=1)
+    server = serve("t", gate, workers=1)
 
     async def main() -> None:
         client = make("t")
@@ -255,6 +255,10 @@ def test_deadlines(serve: Serve, make: Make, gate: Gate) -> None:
             *(client.prepare(timeout=0.05).call("note", i) for i in range(10)), return_exceptions=True
         )
         assert [type(error) for error in expired] == [DeadlineExceeded] * 10
+        # A deadline counts from when the server has received the call.
+        while server.stats()["queued"] < 10:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.06)
         gate.opened.set()
         assert await client.call("echo", 1) == 1
         assert gate.casts == []
