@@ -113,7 +113,7 @@ def work(n):
         errors.append(traceback.format_exc())
         parked.abort()
 
-threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+threads = [threading.Thread(target=work, args=(n,), daemon=True) for n in range(4)]
 
 def busy():
     """Have the threads call."""
