@@ -964,6 +964,7 @@ cdef class ChannelPool:
         cdef int64_t limit = max(slot.made_ns + self.connect_timeout_ns, started + FIRST_PROBE_AFTER)
         cdef int64_t until = min(deadline, limit)
         cdef int64_t now
+        reason = "no connection came about"
         if opener:
             channel = self._make(slot)
         while slot.stage != STAGE_OPEN:
@@ -978,14 +979,15 @@ cdef class ChannelPool:
             now = now_ns()
             if slot.unreachable:
                 raise self._unreachable(slot.endpoint, f"tried for {(now - started) / 1e9:.3g} s")
-            reason = None
+            final = False
             if self.probe is not None and now < until:
                 reason = self.probe(channel.endpoint, max(0.001, min(until - now, 250_000_000) / 1e9))
+                # One that times out, or meets a full backlog, may only have been unlucky.
+                final = reason is not None and "timed out" not in reason and "backlog" not in reason
             now = now_ns()
             if channel.state == STATE_OPEN:
                 continue
-            # A probe that times out, or meets a full backlog, may only have been unlucky.
-            if now >= limit or (reason is not None and "timed out" not in reason and "backlog" not in reason):
+            if final or now >= limit:
                 self._note_failure(table, slot, reason or "it accepts connections, but does not speak ZeroMQ")
                 raise self._unreachable(slot.endpoint, f"tried for {(now - started) / 1e9:.3g} s")
             if now >= deadline:

@@ -124,7 +124,6 @@ def test_no_such_file(make_pool: MakePool, tmp_path: Path) -> None:
     assert fails(make_pool(), endpoint).startswith(f"{endpoint}: no such file or directory (tried for ")
 
 
-@pytest.mark.xfail(reason="at the end of connect_timeout the last probe's reason is forgotten", strict=True)
 def test_a_black_hole_of_this_host(make_pool: MakePool, local_black_hole: str) -> None:
     pool = make_pool(connect_timeout=0.1)
     text = fails(pool, local_black_hole)
