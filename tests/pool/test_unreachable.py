@@ -1,0 +1,294 @@
+"""Endpoints that are dead: refused, silent, black holes; and channels that have died without a word."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import zmq
+from pool_support import PATIENCE, Far, adds_up, call, cast, until
+
+from zmqcore._channel import Channel
+from zmqcore._pool import ChannelPool
+from zmqcore.errors import DeadlineExceeded, InvalidEndpoint, PeerLost, PoolExhausted, Unreachable
+
+MakePool = Callable[..., ChannelPool]
+
+
+@pytest.fixture
+def refused() -> str:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return f"tcp://127.0.0.1:{taken.getsockname()[1]}"
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """It accepts connections, and says nothing."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(100)
+        yield f"tcp://127.0.0.1:{listener.getsockname()[1]}"
+
+
+@pytest.fixture
+def black_hole() -> Iterator[str]:
+    """A full backlog: connect(2) is not answered."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        address = listener.getsockname()
+        callers = [socket.socket() for _ in range(8)]
+        for caller in callers:
+            caller.setblocking(False)
+            caller.connect_ex(address)
+        yield f"tcp://127.0.0.1:{address[1]}"
+        for caller in callers:
+            caller.close()
+
+
+def test_refused(make_pool: MakePool, refused: str) -> None:
+    pool = make_pool(max_sockets=2, connect_timeout=PATIENCE)
+    started = time.monotonic()
+    with pytest.raises(
+        Unreachable, match=rf"{refused}: connection refused \(tried for 0\.\d+ s; 1 attempt in"
+    ):
+        pool.acquire(refused)
+    assert time.monotonic() - started < PATIENCE, "said at once, not after connect_timeout"
+    stats = pool.stats()
+    assert (stats["unreachable"], stats["abandoned"], stats["unreachable_known"]) == (1, 1, 1)
+    assert stats["idle"] == stats["in_use"] == stats["connecting"] == 0
+    adds_up(stats)
+
+
+def test_refused_and_remembered_with_backoff(make_pool: MakePool, refused: str) -> None:
+    now = [100.0]
+    pool = make_pool(max_sockets=2, clock=lambda: now[0], attended=False)
+    pauses = []
+    for attempt in range(1, 9):
+        with pytest.raises(Unreachable, match=f"tried for .*; {attempt} attempt"):
+            pool.acquire(refused)
+        start = now[0]
+        while True:
+            hits = pool.stats()["negative_hits"]
+            opened = pool.stats()["opened"]
+            with pytest.raises(Unreachable) as raised:
+                pool.acquire(refused)
+            if pool.stats()["opened"] > opened:
+                # That was the next attempt: forget it, so that the loop above counts right.
+                pytest.fail("tried again before its time")
+            assert pool.stats()["negative_hits"] == hits + 1
+            left = float(str(raised.value).partition("tried again in ")[2].split()[0])
+            now[0] += left * 1.06  # two digits are said
+            break
+        pauses.append(now[0] - start)
+    assert all(0.5 * 0.02 * 2**n * 0.9 <= pause <= 0.02 * 2**n * 1.2 for n, pause in enumerate(pauses[:6])), (
+        pauses
+    )
+    assert 0.4 <= pauses[-1] <= 1.2, "a second at most"
+    assert len(set(pauses)) == len(pauses), "with jitter"
+
+
+def test_back_again(make_pool: MakePool, refused: str, context: zmq.Context[Any]) -> None:
+    pool = make_pool(max_sockets=2)
+    with pytest.raises(Unreachable):
+        pool.acquire(refused)
+    far = Far(context, refused)
+    got: list[Channel] = []
+
+    def reached() -> bool:
+        try:
+            got.append(pool.acquire(refused))
+        except Unreachable:
+            return False
+        return True
+
+    until(reached)
+    assert call(got[0]) == b"ok"
+    assert pool.stats()["unreachable_known"] == 0
+    pool.release(got[0])
+    far.close()
+
+
+def test_many_callers_count_one_attempt(make_pool: MakePool, refused: str) -> None:
+    pool = make_pool(max_sockets=2)
+    texts: list[str] = []
+
+    def work() -> None:
+        with pytest.raises(Unreachable) as raised:
+            pool.acquire(refused)
+        texts.append(str(raised.value))
+
+    threads = [threading.Thread(target=work) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(texts) == 16
+    assert pool.stats()["opened"] <= 3, (
+        "those that came together shared one attempt, the later ones its outcome"
+    )
+
+
+def test_accepts_but_does_not_speak(make_pool: MakePool, silent: str) -> None:
+    pool = make_pool(max_sockets=2, connect_timeout=0.1)
+    with pytest.raises(Unreachable, match="it accepts connections, but does not speak ZeroMQ"):
+        pool.acquire(silent)
+
+
+def test_a_black_hole(make_pool: MakePool, black_hole: str) -> None:
+    pool = make_pool(max_sockets=2, connect_timeout=0.1)
+    with pytest.raises(Unreachable, match="timed out"):
+        pool.acquire(black_hole)
+
+
+def test_a_short_deadline_is_no_failure_of_the_endpoint(make_pool: MakePool, silent: str) -> None:
+    pool = make_pool(max_sockets=2, connect_timeout=PATIENCE)
+    for timeout in (0.0, 0.01):
+        with pytest.raises(
+            Unreachable, match=r"no connection within the .* that were left \(connect_timeout is 30 s\)"
+        ):
+            pool.acquire(silent, timeout)
+    stats = pool.stats()
+    assert (stats["unreachable_known"], stats["negative_hits"], stats["unreachable"]) == (0, 0, 0)
+    assert stats["abandoned"] == 2
+
+
+def test_dead_endpoints_hold_no_budget(make_pool: MakePool, far: Far, refused: str) -> None:
+    """A hundred dead ones through two sockets, with live ones in between: each is told what it is."""
+    pool = make_pool(max_sockets=2)
+    number = refused.rpartition(":")[2]
+    reached, dead = 0, 0
+    for i in range(100):
+        with pytest.raises(Unreachable):
+            pool.acquire(f"tcp://127.0.9.{i + 1}:{number}")
+        dead += 1
+        channel = pool.acquire(far.endpoint(i % 5))
+        reached += call(channel) == b"ok"
+        pool.release(channel)
+    stats = pool.stats()
+    assert (reached, dead, stats["unreachable"], stats["unreachable_known"]) == (100, 100, 100, 100)
+    adds_up(stats)
+
+
+def test_not_an_endpoint(make_pool: MakePool) -> None:
+    pool = make_pool(max_sockets=2)
+    for text in ("nonsense", "tcp://", "tcp://127.0.0.1", "carrier://pigeon"):
+        with pytest.raises((InvalidEndpoint, Unreachable)):
+            pool.acquire(text, 0.05)
+    stats = pool.stats()
+    assert (stats["in_use"], stats["connecting"]) == (0, 0)
+
+
+# -- channels that die ----------------------------------------------------------------------------------------
+
+
+def test_a_lost_channel_is_replaced(make_pool: MakePool, context: zmq.Context[Any]) -> None:
+    far = Far(context)
+    endpoint = far.endpoint(0)
+    pool = make_pool(max_sockets=2)
+    channel = pool.acquire(endpoint)
+    assert call(channel) == b"ok"
+    number = far.number
+    far.close()
+    with pytest.raises((PeerLost, DeadlineExceeded)):
+        call(channel)
+    again = Far(context, f"tcp://0.0.0.0:{number}")
+    fresh = pool.acquire(endpoint)
+    assert fresh is not channel
+    assert call(fresh) == b"ok"
+    assert pool.acquire(endpoint) is fresh, "while the old one is still held by its user"
+    stats = pool.stats()
+    assert stats["in_use"] == 2, "the old one counts as long as somebody has it"
+    adds_up(stats)
+    assert {row["leaves_for"] for row in pool.snapshot()} == {"lost", None}
+    for each in (channel, fresh, fresh):
+        pool.release(each)
+    assert pool.stats()["lost"] == 1
+    again.close()
+
+
+def test_stale_channels_go_even_if_the_caller_is_refused(
+    make_pool: MakePool, context: zmq.Context[Any]
+) -> None:
+    far = Far(context)
+    pool = make_pool(max_sockets=2, attended=False)
+    pool.release(pool.acquire(far.endpoint(0)))
+    far.close()
+    until(lambda: [channel.look() for channel in pool.channels()] and not pool.channels()[0].usable)
+    for _ in range(2):
+        with pytest.raises(Unreachable):
+            pool.acquire(far.endpoint(0))
+    until(lambda: pool.stats()["open"] == 0, "the lost channel's end")
+    assert pool.stats()["lost"] == 1
+
+
+@pytest.fixture
+def mute(context: zmq.Context[Any]) -> Iterator[str]:
+    """A ROUTER that nobody reads: connections come about, and nothing is ever answered."""
+    router = context.socket(zmq.ROUTER)
+    router.bind("tcp://127.0.0.1:*")
+    yield router.getsockopt_string(zmq.LAST_ENDPOINT)
+    router.close(linger=0)
+
+
+@pytest.mark.slow
+def test_a_call_without_any_answer_costs_the_channel_its_place(make_pool: MakePool, mute: str) -> None:
+    pool = make_pool(max_sockets=2, drain_timeout=0.05)
+    channel = pool.acquire(mute)
+    with pytest.raises(DeadlineExceeded):
+        call(channel, 1.1)  # a channel is under suspicion after a second
+    fresh = pool.acquire(mute)
+    assert fresh is not channel
+    pool.release(channel)
+    pool.release(fresh)
+    assert pool.stats()["silent"] == 1
+
+
+def test_casts_that_nobody_acknowledges_are_noticed(make_pool: MakePool, mute: str) -> None:
+    """Without any call: by the maintenance thread, also while the channel is used all the time."""
+    pool = make_pool(max_sockets=2, drain_timeout=0.05, liveness=0.1)
+    first = pool.acquire(mute)
+    cast(first, b"x")
+
+    def replaced() -> bool:
+        channel = pool.acquire(mute)
+        pool.release(channel)
+        return channel is not first
+
+    until(replaced)
+    pool.release(first)
+    assert pool.stats()["silent"] == 1
+
+
+def test_a_frame_that_makes_libzmq_give_up(make_pool: MakePool, context: zmq.Context[Any]) -> None:
+    """Over the server's limit: its libzmq cuts the connection. What comes next is answered, on a fresh channel."""
+    router = context.socket(zmq.ROUTER)
+    router.setsockopt(zmq.MAXMSGSIZE, 1000)
+    router.bind("tcp://127.0.0.1:*")
+    endpoint = router.getsockopt_string(zmq.LAST_ENDPOINT)
+    pool = make_pool(max_sockets=1, drain_timeout=0.05)
+    channel = pool.acquire(endpoint)
+    channel.send("cast", b"topic", "method", b"x" * 5000, None, b"", 0, PATIENCE)
+    with pytest.raises((PeerLost, DeadlineExceeded, Unreachable)):
+        call(channel, 0.2)
+    pool.release(channel)
+    seen: list[Channel] = []
+
+    def connected() -> bool:
+        try:
+            seen.append(pool.acquire(endpoint))
+        except (Unreachable, PeerLost, PoolExhausted):
+            return False
+        return True
+
+    until(connected)
+    assert seen[0] is not channel
+    cast(seen[0], b"small")
+    until(lambda: router.poll(10))
+    pool.release(seen[0])
+    router.close(linger=0)
