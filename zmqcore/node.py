@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Sequence
 from contextvars import ContextVar
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, NoReturn, Protocol, Self
 
 import zmq
 
@@ -255,6 +255,13 @@ class Node:
             self.pool.close(0.0)
             self.attendant.close()
             self.matchmaker.close()
+
+    def __reduce__(self) -> NoReturn:
+        # Clients and servers hold their node: this is what says no for them, too.
+        raise TypeError(
+            "a Node, and a Client or Server with it, belongs to its process and cannot be pickled:"
+            " make one in the other process, or fork"
+        )
 
     def __enter__(self) -> Self:
         return self

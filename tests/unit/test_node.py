@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
 import threading
 from pathlib import Path
 
 import pytest
 import zmq
 
-from zmqcore import Closed, Limits, MatchmakerError, Node
+from zmqcore import Client, Closed, Limits, MatchmakerError, Node
 from zmqcore.codec import MsgpackCodec, get_codec
 from zmqcore.matchmaker import open_matchmaker
 
@@ -160,3 +161,8 @@ def test_close_by_what_has_to_go_on_first_is_done_behind_it() -> None:
     helper.join(30.0)
     assert len(closed_by) == 1
     assert closed_by != [handler]
+
+
+def test_what_belongs_to_a_process_says_so_when_pickled() -> None:
+    with Node("memory://pickled") as node, pytest.raises(TypeError, match="make one in the other process"):
+        pickle.dumps(Client("t", node=node))
