@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -103,6 +104,12 @@ def _wait_until_settled(before: Held) -> list[str]:
 
 
 _failed = pytest.StashKey[bool]()
+
+
+def pytest_configure() -> None:
+    # What a shell script starts in the background ignores SIGINT, and so would every process that a test starts.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -457,9 +457,6 @@ _SERVE = """
 import sys, time, signal
 from zmqcore import Node, Server
 
-# Whoever was started in the background of a shell script ignores SIGINT, and so would its children.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-
 class Work:
     def echo(self, value): return value
     def sleep(self, seconds):
