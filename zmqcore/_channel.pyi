@@ -31,7 +31,7 @@ class Channel:
         window_bytes: int = ...,
         max_bytes: int = ...,
         max_buffers: int = 1024,
-        spin: float = 100e-6,
+        spin: float = 60e-6,
         configure: Callable[[zmq.Socket[bytes]], object] | None = None,
         attention: Callable[[Channel], object] | None = None,
     ) -> None: ...

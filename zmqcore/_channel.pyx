@@ -145,7 +145,7 @@ cdef class Channel:
 
     def __init__(
         self, context: zmq.Context, endpoint: str, *, window_messages: int = 4096, window_bytes: int = 1 << 26,
-        max_bytes: int = 1 << 28, max_buffers: int = 1024, spin: float = 100e-6, configure=None, attention=None,
+        max_bytes: int = 1 << 28, max_buffers: int = 1024, spin: float = 60e-6, configure=None, attention=None,
     ):
         if window_messages < 1 or window_bytes < 1:
             raise ValueError(f"window of {window_messages} messages and {window_bytes} bytes; both must be at least 1")

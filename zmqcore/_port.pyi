@@ -47,7 +47,7 @@ class Port:
         max_bytes: int = ...,
         max_buffers: int = 1024,
         high_water: int = 10_000,
-        spin: float = 100e-6,
+        spin: float = 60e-6,
         configure: Callable[[zmq.Socket[bytes]], object] | None = None,
     ) -> None: ...
     def receive(self, max_messages: int = 64, timeout: float | None = None) -> list[Request]: ...

@@ -115,7 +115,7 @@ cdef class Port:
 
     def __init__(
         self, context: zmq.Context, endpoints, *, max_bytes: int = 1 << 28, max_buffers: int = 1024,
-        high_water: int = 10_000, spin: float = 100e-6, configure=None,
+        high_water: int = 10_000, spin: float = 60e-6, configure=None,
     ):
         socket = context.socket(zmq.ROUTER)
         bound = []

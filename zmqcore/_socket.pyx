@@ -377,7 +377,7 @@ cdef class SharedSocket:
     ``spin_seconds`` is how long a wait polls without blocking before it blocks; 0 switches that off.
     """
 
-    def __init__(self, socket: zmq.Socket, spin_seconds: float = 100e-6):
+    def __init__(self, socket: zmq.Socket, spin_seconds: float = 60e-6):
         cdef int fd = -1
         cdef size_t size = sizeof(int)
         cdef size_t address = socket.underlying
