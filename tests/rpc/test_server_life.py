@@ -465,7 +465,7 @@ class Work:
 
 server = Server("t", Work(), server="s")
 if "stop-in-handler" in sys.argv:
-    signal.signal(signal.SIGTERM, lambda *_: server.stop())
+    signal.signal(signal.SIGTERM, lambda *_: server.stop(timeout=600))
 server.start()
 print("ready", flush=True)
 server.serve_forever()
@@ -528,7 +528,7 @@ def test_sigterm_drains(serving: Callable[..., Any], node: Node, running: Runnin
 def test_a_signal_handler_may_stop_the_server_again_and_again(
     serving: Callable[..., Any], node: Node, running: Running
 ) -> None:
-    """The second signal interrupts the stop() of the first one, in the same thread."""
+    """The second signal interrupts the stop() of the first one, in the same thread: it must not wait for that."""
     process = serving("stop-in-handler")
     client = Client("t", node=node, timeout=30.0)
     sleeping = _called(client, running)

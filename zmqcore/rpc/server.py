@@ -61,11 +61,13 @@ class Server(Service):
     def renew(self) -> None:
         """In a forked child: what runs is the parent's."""
         super().renew()
-        self._lock = threading.Lock()
+        # Reentrant: a signal handler may call stop() while its thread is in start() or stop().
+        self._lock = threading.RLock()
         self._stopped = threading.Event()
         self._stopped.set()
         self._executor: Inline | Threads | None = None
         self._leaving: Inline | Threads | None = None
+        self._stopper: int | None = None  # the thread whose stop() began it
 
     def start(self) -> Server:
         """Listen, then register with the matchmaker. Returns once clients can find the server.
@@ -100,8 +102,8 @@ class Server(Service):
         """Deregister, take nothing new, finish what has come (with ``drain``), then close.
 
         Waits up to ``timeout`` seconds for handlers that are running. Returns whether all work was finished.
-        Twice is fine, also at the same time: the second one only waits. Called by a handler it returns False at once,
-        and the server stops behind it.
+        Twice is fine, also at the same time: the second one only waits. Called by a handler, or by a signal handler
+        that has interrupted another stop(), it returns False at once, and the server stops behind it.
         """
         deadline = time.monotonic() + timeout
         with self._lock:
@@ -109,8 +111,10 @@ class Server(Service):
             executor, self._executor = self._executor, None
             if executor is not None:
                 self._leaving = executor
+                self._stopper = threading.get_ident()
         if executor is None:
-            return not handler and self._stopped.wait(timeout)
+            # What this thread itself is about to end, further down its stack, it cannot wait for.
+            return not handler and self._stopper != threading.get_ident() and self._stopped.wait(timeout)
         if handler:
             name = f"zmqcore-stop-{self.topic}"
             threading.Thread(target=self._finish, args=(executor, drain, deadline), name=name).start()
@@ -124,7 +128,7 @@ class Server(Service):
             try:
                 finished = executor.stop(drain, deadline)
             finally:
-                self._leaving = None
+                self._stopper = self._leaving = None
                 self._stopped.set()
         _logger.info("stopped serving %s", self.topic)
         return finished
