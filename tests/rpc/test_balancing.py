@@ -47,7 +47,8 @@ def test_submitted_calls_are_spread_evenly(three: Client) -> None:
 
 def test_preparing_for_each_call_goes_round_all_the_same(three: Client) -> None:
     """``client.prepare(timeout=...).call(...)`` is how it is used: a fresh variation every time."""
-    names = Counter(three.prepare(timeout=20.0 + number).call("who") for number in range(30))
+    variations = (three.prepare(timeout=20.0 + n, discovery_timeout=1.0 + n) for n in range(30))
+    names = Counter(client.call("who") for client in variations)
     assert names == {"a": 10, "b": 10, "c": 10}
 
 

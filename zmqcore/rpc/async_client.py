@@ -4,59 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from types import TracebackType
-from typing import Any, Literal, Self, TypeGuard, TypeVar
+from typing import Any, Self, TypeGuard, TypeVar
 
 from zmqcore import errors
 from zmqcore.matchmaker import Member, Membership
-from zmqcore.node import Node, default_node
 from zmqcore.rpc import deadline as deadlines
 from zmqcore.rpc import faults
-from zmqcore.rpc.client import check_options
+from zmqcore.rpc.base_client import BaseClient
 from zmqcore.rpc.loop import LoopChannels, channels_of_running_loop, in_thread
 from zmqcore.rpc.results import Fanout, Gathered
-from zmqcore.rpc.route import Message, Retry, Routes, check_time
-from zmqcore.topic import Topic
+from zmqcore.rpc.route import Message, Retry, check_time
 
 __all__ = ["AsyncClient"]
 
 #: How often to look for a first member, in seconds.
 _DISCOVERY_INTERVAL = 0.02
-_UNSET: Any = object()
 
 T = TypeVar("T")
 
 
-class AsyncClient:
+class AsyncClient(BaseClient):
     """Talk to the servers of ``topic`` from coroutines. Options, methods and errors are those of :class:`Client`.
 
     The event loop drives the channels: there is no thread and no task per call. One client can be used by several loops
     in several threads. Cancelling a call gives it up: its reply is dropped when it comes.
     """
-
-    def __init__(
-        self,
-        topic: str | Topic,
-        *,
-        node: Node | None = None,
-        timeout: float | None = 5.0,
-        delivery: Literal["sent"] = "sent",
-        connect: str | Sequence[str] | None = None,
-        discovery_timeout: float = 1.0,
-    ) -> None:
-        check_options(timeout, delivery)
-        self._node = node if node is not None else default_node()
-        self.topic = Topic.of(topic)
-        self.timeout = timeout
-        self.delivery = delivery
-        self.discovery_timeout = discovery_timeout
-        if isinstance(connect, str):
-            connect = (connect,)
-        self._connect = None if connect is None else tuple(connect)
-        self._routes = Routes(self._node, self._connect)
-        self._route = self._routes.get(self.topic, discovery_timeout)
-        self._codec = self._node.codec
 
     # -- operations ------------------------------------------------------------------------------------------
 
@@ -140,34 +114,6 @@ class AsyncClient:
 
     # -- the client itself -----------------------------------------------------------------------------------
 
-    def members(self) -> tuple[Member, ...]:
-        """Return the members that the topic has now, as far as is known; possibly none."""
-        return self._route.known().members
-
-    def prepare(
-        self,
-        *,
-        server: str | None = _UNSET,
-        timeout: float | None = _UNSET,
-        delivery: Literal["sent"] = _UNSET,
-        discovery_timeout: float = _UNSET,
-    ) -> AsyncClient:
-        """Return a client like this one but for what is given; see :meth:`Client.prepare`."""
-        client = AsyncClient.__new__(AsyncClient)
-        client.__dict__.update(self.__dict__)
-        client.timeout = self.timeout if timeout is _UNSET else timeout
-        client.delivery = self.delivery if delivery is _UNSET else delivery
-        check_options(client.timeout, client.delivery)
-        if server is not _UNSET or discovery_timeout is not _UNSET:
-            client.topic = (
-                self.topic if server is _UNSET else Topic(self.topic.name, server, self.topic.exchange)
-            )
-            client.discovery_timeout = (
-                self.discovery_timeout if discovery_timeout is _UNSET else discovery_timeout
-            )
-            client._route = self._routes.get(client.topic, client.discovery_timeout)
-        return client
-
     async def close(self) -> None:
         """Stop watching the topic's membership, and let go of the channels that this loop drives. Twice is fine.
 
@@ -184,10 +130,6 @@ class AsyncClient:
     ) -> None:
         await self.close()
 
-    def __repr__(self) -> str:
-        where = ", ".join(self._connect) if self._connect else self._node.matchmaker.url
-        return f"<AsyncClient {self.topic} by {where}{' closed' if self._routes.closed else ''}>"
-
     # -- to whom ---------------------------------------------------------------------------------------------
 
     def _prepare(
@@ -196,7 +138,7 @@ class AsyncClient:
         deadline = deadlines.tighten(self.timeout)
         buffers: list[Any] = []
         body = self._codec.encode((args, kwargs), buffers)
-        return deadline, (self.topic.wire, method, body, buffers or None, b"", self._codec.id)
+        return deadline, (self._wire, method, body, buffers or None, b"", self._codec_id)
 
     def _channels(self) -> LoopChannels:
         return channels_of_running_loop(self._node)

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import concurrent.futures
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from zmqcore import errors
 from zmqcore._channel import Pending
 from zmqcore.matchmaker import Member, Membership
-from zmqcore.node import Node, default_node
 from zmqcore.rpc import deadline as deadlines
 from zmqcore.rpc import faults
 from zmqcore.rpc.balancing import Target
+from zmqcore.rpc.base_client import BaseClient
 from zmqcore.rpc.future import CallFuture
 from zmqcore.rpc.results import Fanout, Gathered
-from zmqcore.rpc.route import Routes, check_time
-from zmqcore.topic import Topic
+from zmqcore.rpc.route import check_time
 
 __all__ = ["Client"]
 
-_UNSET: Any = object()
 _inherited = deadlines.current.get
 #: How many connections fanout and gather open at a time.
 _CONNECTORS = 32
@@ -30,15 +28,7 @@ _CONNECTORS = 32
 T = TypeVar("T")
 
 
-def check_options(timeout: float | None, delivery: str) -> None:
-    """Raise ValueError for what no client can do."""
-    if timeout is not None and not timeout > 0:
-        raise ValueError(f"timeout is {timeout!r} s; it must be above 0, or None for no limit")
-    if delivery != "sent":
-        raise ValueError(f"delivery is {delivery!r}; 'sent' is what there is")
-
-
-class Client:
+class Client(BaseClient):
     """Talk to the servers of ``topic``.
 
     ``timeout``: how long, in seconds, an operation may take in all; None for ever. ``connect``: endpoints of servers,
@@ -52,32 +42,6 @@ class Client:
     Every operation raises, besides what its docstring says: DeadlineExceeded, Unreachable, PeerLost, NoSuchTopic,
     Overloaded, PoolExhausted, BadArguments, PayloadTooLarge, Closed.
     """
-
-    def __init__(
-        self,
-        topic: str | Topic,
-        *,
-        node: Node | None = None,
-        timeout: float | None = 5.0,
-        delivery: Literal["sent"] = "sent",
-        connect: str | Sequence[str] | None = None,
-        discovery_timeout: float = 1.0,
-    ) -> None:
-        check_options(timeout, delivery)
-        self._node = node if node is not None else default_node()
-        self.topic = Topic.of(topic)
-        self.timeout = timeout
-        self.delivery = delivery
-        self.discovery_timeout = discovery_timeout
-        if isinstance(connect, str):
-            connect = (connect,)
-        self._connect = None if connect is None else tuple(connect)
-        self._routes = Routes(self._node, self._connect)
-        self._route = self._routes.get(self.topic, discovery_timeout)
-        self._pool = self._node.pool
-        self._wire = self.topic.wire
-        self._codec = self._node.codec
-        self._codec_id = self._codec.id
 
     # -- operations ------------------------------------------------------------------------------------------
 
@@ -101,9 +65,14 @@ class Client:
             except errors.PeerLost as exc:
                 if exc.executed_possible:
                     raise
-        result, target = self._route.place(self._call, request, deadlines.tighten(self.timeout, started))
+        result, target = self._place(self._call, request, deadlines.tighten(self.timeout, started))
         self._route.done(target)
         return result
+
+    def _place(
+        self, operate: Callable[..., T], arguments: tuple[Any, ...], deadline: float | None
+    ) -> tuple[T, Target]:
+        return self._route.place(operate, arguments, self.discovery_timeout, deadline)
 
     def _call(self, endpoint: str, *request: Any) -> Any:
         return faults.outcome(self._pool.call(endpoint, *request), self._codec, endpoint)
@@ -128,7 +97,7 @@ class Client:
             except (errors.Unreachable, errors.PeerLost):
                 pass  # certainly not executed: whatever the reason, it has not left
         request = ("cast", wire, method, body, out_of_band, b"", codec)
-        _, target = self._route.place(self._pool.send, request, deadlines.tighten(self.timeout, started))
+        _, target = self._place(self._pool.send, request, deadlines.tighten(self.timeout, started))
         self._route.done(target)
 
     def fanout(self, method: str, /, *args: Any, **kwargs: Any) -> Fanout:
@@ -140,7 +109,7 @@ class Client:
         buffers: list[Any] = []
         body = self._codec.encode((args, kwargs), buffers)
         request = ("fanout", self._wire, method, body, buffers or None, b"", self._codec_id)
-        membership = self._route.members(deadline)
+        membership = self._route.members(self.discovery_timeout, deadline)
         sent: list[Member] = []
         failed: dict[Member, Exception] = {}
         for target, outcome in self._to_all(membership, self._pool.send, request, deadline):
@@ -160,7 +129,7 @@ class Client:
         buffers: list[Any] = []
         body = self._codec.encode((args, kwargs), buffers)
         request = (self._wire, method, body, buffers or None, b"", self._codec_id, _nobody)
-        membership = self._route.members(deadline)
+        membership = self._route.members(self.discovery_timeout, deadline)
         gathered = Gathered(membership.epoch)
         started: list[tuple[Target, Pending]] = []
         try:
@@ -231,43 +200,11 @@ class Client:
         body = self._codec.encode((args, kwargs), buffers)
         future = CallFuture(self._route, self._codec)
         request = (self._wire, method, body, buffers or None, b"", self._codec_id, future.settle)
-        pending, target = self._route.place(self._pool.submit, request, deadlines.tighten(self.timeout))
+        pending, target = self._place(self._pool.submit, request, deadlines.tighten(self.timeout))
         future.sent(pending, target)
         return future
 
     # -- the client itself -----------------------------------------------------------------------------------
-
-    def members(self) -> tuple[Member, ...]:
-        """Return the members that the topic has now, as far as is known; possibly none."""
-        return self._route.known().members
-
-    def prepare(
-        self,
-        *,
-        server: str | None = _UNSET,
-        timeout: float | None = _UNSET,
-        delivery: Literal["sent"] = _UNSET,
-        discovery_timeout: float = _UNSET,
-    ) -> Client:
-        """Return a client like this one but for what is given: e.g. only the server of that name.
-
-        Cheap: clients of one family share what they know of the members. close() of any of them closes all.
-        """
-        client = Client.__new__(Client)
-        client.__dict__.update(self.__dict__)
-        client.timeout = self.timeout if timeout is _UNSET else timeout
-        client.delivery = self.delivery if delivery is _UNSET else delivery
-        check_options(client.timeout, client.delivery)
-        if server is not _UNSET or discovery_timeout is not _UNSET:
-            client.topic = (
-                self.topic if server is _UNSET else Topic(self.topic.name, server, self.topic.exchange)
-            )
-            client.discovery_timeout = (
-                self.discovery_timeout if discovery_timeout is _UNSET else discovery_timeout
-            )
-            client._wire = client.topic.wire
-            client._route = self._routes.get(client.topic, client.discovery_timeout)
-        return client
 
     def close(self) -> None:
         """Stop watching the topic's membership. Sockets stay in the node's pool. Twice is fine."""
@@ -280,10 +217,6 @@ class Client:
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def __repr__(self) -> str:
-        where = ", ".join(self._connect) if self._connect else self._node.matchmaker.url
-        return f"<Client {self.topic} by {where}{' closed' if self._routes.closed else ''}>"
 
 
 def _nobody(_: Pending) -> None:

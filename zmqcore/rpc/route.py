@@ -84,15 +84,12 @@ class Retry:
 class Route:
     """From one client to the members of ``topic``: those that ``connect`` names, else the matchmaker's.
 
-    ``discovery_timeout``: how long, in seconds, to wait for a first member. Thread-safe. Works in a forked child.
+    Thread-safe. Works in a forked child.
     """
 
-    def __init__(
-        self, node: Node, topic: Topic, connect: Sequence[str] | None, discovery_timeout: float
-    ) -> None:
+    def __init__(self, node: Node, topic: Topic, connect: Sequence[str] | None) -> None:
         self._node = node
         self._topic = topic
-        self._discovery_timeout = discovery_timeout
         self._fixed = None if connect is None else _fixed_membership(topic, connect)
         self._balancer = Balancer(node.host)
         self._watch: Watch | None = None
@@ -118,13 +115,12 @@ class Route:
                 watch = self._watch
         return watch.current
 
-    def members(self, deadline: float | None) -> Membership:
-        """Return the members, waiting for a first one if there is none. Raises NoSuchTopic if none appears."""
+    def members(self, patience: float, deadline: float | None) -> Membership:
+        """Return the members, waiting up to ``patience`` seconds for a first one; without any raise NoSuchTopic."""
         known = self.known()
         if known.members:
             return known
         watch = self._watch
-        patience = self._discovery_timeout
         if deadline is not None:
             patience = min(patience, max(0.0, deadline - time.monotonic()))
         if watch is not None:
@@ -166,10 +162,11 @@ class Route:
         return self._balancer.choose(membership, retry.tried) if membership.members else None
 
     def place(
-        self, operate: Callable[..., T], arguments: tuple[Any, ...], deadline: float | None
+        self, operate: Callable[..., T], arguments: tuple[Any, ...], patience: float, deadline: float | None
     ) -> tuple[T, Target]:
         """Do ``operate(endpoint, *arguments, timeout)`` for the member whose turn it is; return result and target.
 
+        ``patience``: how long to wait for a first member, in seconds.
         While it is certain that nothing was executed, another member is tried, or the same one again a little later.
         The target counts one more outstanding call, until done().
         """
@@ -189,7 +186,7 @@ class Route:
                     self.done(target)
                     raise
             elif retry.failure is None:
-                self.members(deadline)
+                self.members(patience, deadline)
             else:
                 time.sleep(retry.next_round())
 
@@ -237,18 +234,17 @@ class Routes:
     def __init__(self, node: Node, connect: Sequence[str] | None) -> None:
         self._node = node
         self._connect = connect
-        self._routes: dict[tuple[Topic, float], Route] = {}
+        self._routes: dict[Topic, Route] = {}
         self.closed = False
 
-    def get(self, topic: Topic, discovery_timeout: float) -> Route:
+    def get(self, topic: Topic) -> Route:
         """Return the route to ``topic``."""
-        key = (topic, discovery_timeout)
-        route = self._routes.get(key)
+        route = self._routes.get(topic)
         if route is None:
             if self.closed:
                 raise errors.Closed(f"the client of {str(topic)!r} is closed")
             # Of two threads that come here at once, one wins: setdefault is atomic.
-            route = self._routes.setdefault(key, Route(self._node, topic, self._connect, discovery_timeout))
+            route = self._routes.setdefault(topic, Route(self._node, topic, self._connect))
         return route
 
     def close(self) -> None:

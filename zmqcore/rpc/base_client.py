@@ -1,0 +1,84 @@
+"""What Client and AsyncClient have in common: their options, their variations, and what they tell about themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, Self
+
+from zmqcore.matchmaker import Member
+from zmqcore.node import Node, default_node
+from zmqcore.rpc.route import Routes
+from zmqcore.topic import Topic
+
+__all__ = ["BaseClient"]
+
+_UNSET: Any = object()
+
+
+class BaseClient:
+    """The options of a client, and the members of its topic. See :class:`Client` for what the options mean."""
+
+    def __init__(
+        self,
+        topic: str | Topic,
+        *,
+        node: Node | None = None,
+        timeout: float | None = 5.0,
+        delivery: Literal["sent"] = "sent",
+        connect: str | Sequence[str] | None = None,
+        discovery_timeout: float = 1.0,
+    ) -> None:
+        self._node = node if node is not None else default_node()
+        self.topic = Topic.of(topic)
+        self.timeout = timeout
+        self.delivery = delivery
+        self.discovery_timeout = discovery_timeout
+        self._check_options()
+        if isinstance(connect, str):
+            connect = (connect,)
+        self._connect = None if connect is None else tuple(connect)
+        self._routes = Routes(self._node, self._connect)
+        self._route = self._routes.get(self.topic)
+        self._wire = self.topic.wire
+        self._pool = self._node.pool
+        self._codec = self._node.codec
+        self._codec_id = self._codec.id
+
+    def _check_options(self) -> None:
+        """Raise ValueError for what no client can do."""
+        if self.timeout is not None and not self.timeout > 0:
+            raise ValueError(f"timeout is {self.timeout!r} s; it must be above 0, or None for no limit")
+        if self.delivery != "sent":
+            raise ValueError(f"delivery is {self.delivery!r}; 'sent' is what there is")
+
+    def prepare(
+        self,
+        *,
+        server: str | None = _UNSET,
+        timeout: float | None = _UNSET,
+        delivery: Literal["sent"] = _UNSET,
+        discovery_timeout: float = _UNSET,
+    ) -> Self:
+        """Return a client like this one but for what is given: e.g. only the server of that name.
+
+        Cheap. It is the same client under other options, not one of its own: both share what they know of the members
+        and count their calls together, and close() of either closes both.
+        """
+        client = type(self).__new__(type(self))
+        client.__dict__.update(self.__dict__)
+        given = {"timeout": timeout, "delivery": delivery, "discovery_timeout": discovery_timeout}
+        client.__dict__.update((name, value) for name, value in given.items() if value is not _UNSET)
+        client._check_options()
+        if server is not _UNSET:
+            client.topic = Topic(self.topic.name, server, self.topic.exchange)
+            client._wire = client.topic.wire
+            client._route = self._routes.get(client.topic)
+        return client
+
+    def members(self) -> tuple[Member, ...]:
+        """Return the members that the topic has now, as far as is known; possibly none."""
+        return self._route.known().members
+
+    def __repr__(self) -> str:
+        where = ", ".join(self._connect) if self._connect else self._node.matchmaker.url
+        return f"<{type(self).__name__} {self.topic} by {where}{' closed' if self._routes.closed else ''}>"
