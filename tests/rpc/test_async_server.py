@@ -191,8 +191,9 @@ def test_many_tasks_at_once(peers: Peers, node: Node) -> None:
 
 
 def test_options_are_checked(pair: Pair) -> None:
-    with pytest.raises(ValueError, match="max_tasks"):
-        pair.server({"x": len}, max_tasks=0)
+    for name, value in (("max_concurrency", 0), ("queue_size", 0), ("on_full", "drop")):
+        with pytest.raises(ValueError, match=f"{name} is {value!r}"):
+            pair.server({"x": len}, **{name: value})
     with pytest.raises(TypeError, match="coroutine"):
         Server("t", {"x": Work.echo}, node=pair.here)
 
@@ -281,13 +282,13 @@ def test_no_handler_sees_the_context_of_another_request(pair: Pair) -> None:
     asyncio.run(main())
 
 
-# -- max_tasks ---------------------------------------------------------------------------------------------------
+# -- max_concurrency ---------------------------------------------------------------------------------------------
 
 
-def test_max_tasks_is_kept(pair: Pair) -> None:
+def test_max_concurrency_is_kept(pair: Pair) -> None:
     async def main() -> None:
         work = Work()
-        async with pair.server(work, max_tasks=3) as server, pair.client() as client:
+        async with pair.server(work, max_concurrency=3, queue_size=1) as server, pair.client() as client:
             calls = [client.submit("wait", number) for number in range(100)]
             await until(lambda: work.entered == 3)
             # A connection that comes now makes the descriptor readable, and it stays so.
@@ -306,7 +307,7 @@ def test_max_tasks_is_kept(pair: Pair) -> None:
 
 
 def test_windows_fill_when_it_reads_no_more(peers: Peers, make_node: MakeNode) -> None:
-    peers("t", **{"async": True, "max_tasks": 1})
+    peers("t", **{"async": True, "max_concurrency": 1, "queue_size": 1})
     node = make_node(window_messages=300)
     with Client("t", node=node, timeout=60.0) as client:
         for _ in range(2000):
@@ -320,7 +321,7 @@ def test_windows_fill_when_it_reads_no_more(peers: Peers, make_node: MakeNode) -
 def test_a_fast_caster_and_a_loop_that_has_other_work(pair: Pair, running: Running) -> None:
     async def main() -> None:
         work = Work()
-        async with pair.server(work, max_tasks=8):
+        async with pair.server(work, max_concurrency=8, queue_size=8):
 
             def cast() -> None:
                 client = Client("t", node=pair.there, timeout=60.0)
@@ -386,7 +387,7 @@ def test_stop_gives_up_in_the_end(pair: Pair) -> None:
 def test_stop_without_draining(pair: Pair) -> None:
     async def main() -> None:
         work = Work()
-        server = await pair.server(work, max_tasks=5).start()
+        server = await pair.server(work, max_concurrency=5).start()
         client = pair.client()
         calls = [client.submit("wait") for _ in range(20)]
         await until(lambda: work.entered == 5)
@@ -666,7 +667,7 @@ def test_uvloop(pair: Pair, uvloop: Any) -> None:
 
     async def main() -> None:
         work = Work()
-        async with pair.server(work, max_tasks=5), pair.client() as client:
+        async with pair.server(work, max_concurrency=5), pair.client() as client:
             assert await asyncio.gather(*(client.call("echo", n) for n in range(300))) == list(range(300))
             calls = [client.submit("wait", n) for n in range(20)]
             await until(lambda: work.entered == 5)

@@ -22,6 +22,7 @@ _COLUMNS = {
     "failed": ("failed",),
     "expired": ("expired",),
     "refused": ("refused",),
+    "rejected": ("rejected",),
     "clients": ("port", "peers"),
     "garbage": ("port", "garbage"),
     "sockets": ("node", "pool", "open"),
@@ -71,14 +72,12 @@ def _show_summary(output: Output, topic: str, rows: list[dict[str, Any]]) -> Non
     for row in rows:
         answer = row["stats"]
         uptime = _at(answer, ("uptime",))
-        # An AsyncServer has no queue; what it runs now comes nearest.
-        queued = _at(answer, ("queued",))
         lines.append(
             [
                 row["server"],
                 _cell(_at(answer, ("pid",))),
                 f"{uptime:.0f} s" if isinstance(uptime, int | float) else "",
-                _cell(_at(answer, ("tasks",)) if queued is None else queued),
+                _cell(_at(answer, ("queued",))),
                 *(_cell(_at(answer, path)) for path in _COLUMNS.values()),
                 "" if row["error"] is None else error_summary(row["error"]),
             ]
@@ -102,9 +101,9 @@ def _show_all(output: Output, rows: list[dict[str, Any]]) -> None:
     help=f"""Ask every server of TOPIC, or one of them, what it has counted since it started.
 
 The table shows per server how many requests wait (queued), were done (handled), raised (failed), came too late
-(expired) or did not fit (refused); how many clients are connected, and how much came that was no message of ours
-(garbage); and of the pool by which the server calls others, how many sockets are open, of how many, and how often
-somebody had to wait for one. --all and --json show everything.
+(expired), did not fit (refused) or found the queue full (rejected); how many clients are connected, and how much came
+that was no message of ours (garbage); and of the pool by which the server calls others, how many sockets are open, of
+how many, and how often somebody had to wait for one. --all and --json show everything.
 
 Exit code 0 if all answered, 5 if some did, 3 if none did.
 

@@ -177,7 +177,7 @@ class AsyncClient(BaseClient):
                             target.endpoint, None if left is None else time.monotonic() + left / 2
                         )
                     return await operate(target.endpoint)
-                except (errors.Unreachable, errors.PeerLost) as exc:
+                except (errors.Unreachable, errors.PeerLost, errors.Overloaded) as exc:
                     retry.failed(target, exc)
                 finally:
                     self._route.done(target)

@@ -16,6 +16,7 @@ from zmqcore import errors
 from zmqcore._port import Port, Request
 from zmqcore.node import Node
 from zmqcore.rpc import deadline as deadlines
+from zmqcore.rpc.backlog import Backlog, OnFull, check_queue
 from zmqcore.rpc.dispatcher import Dispatcher
 from zmqcore.rpc.loop import in_thread, on_loop
 from zmqcore.rpc.service import Service
@@ -41,8 +42,8 @@ T = TypeVar("T")
 class AsyncServer(Service):
     """Serve ``endpoints`` under ``topic`` on the running event loop: coroutine functions as tasks, others inline.
 
-    ``max_tasks``: how many coroutines may run at a time; beyond that the server stops reading and its clients' windows
-    fill. The other options are those of :class:`Server`.
+    ``max_concurrency``: how many coroutines may run at a time; up to ``queue_size`` more wait for their turn, and
+    ``on_full`` says what happens beyond that. These and the other options are those of :class:`Server`.
 
     Use it by ``async with``, or call start() and stop(). It belongs to the loop that has started it; one that was
     stopped can be started again. A plain function that blocks stops the whole loop, and what comes meanwhile is not
@@ -56,14 +57,19 @@ class AsyncServer(Service):
         *endpoints: Any,
         node: Node | None = None,
         server: str | None = None,
-        max_tasks: int = 1024,
+        max_concurrency: int = 1024,
         bind: str | Sequence[str] | None = None,
+        queue_size: int = 1024,
+        on_full: OnFull = "wait",
         lease: float = 10.0,
     ) -> None:
-        if max_tasks < 1:
-            raise ValueError(f"max_tasks is {max_tasks}; it must be at least 1")
+        if max_concurrency < 1:
+            raise ValueError(f"max_concurrency is {max_concurrency}; it must be at least 1")
+        check_queue(queue_size, on_full)
         super().__init__(topic, endpoints, node, server, bind, lease, coroutines=True)
-        self._max_tasks = max_tasks
+        self._max_concurrency = max_concurrency
+        self._queue_size = queue_size
+        self._on_full = on_full
         self._reader: _Reader | None = None
         self._leaving: _Reader | None = None
         self._stopped: asyncio.Event | None = None
@@ -81,7 +87,8 @@ class AsyncServer(Service):
             raise RuntimeError(f"{self!r} is being stopped; wait() for that first")
         loop = asyncio.get_running_loop()
         port = self._open()
-        self._reader = reader = _Reader(loop, port, self._dispatcher, self._max_tasks)
+        backlog = Backlog(self._queue_size, self._on_full)
+        self._reader = reader = _Reader(loop, port, self._dispatcher, self._max_concurrency, backlog)
         self._stopped = stopped = asyncio.Event()
         reader.start()
         try:
@@ -211,7 +218,8 @@ class AsyncServer(Service):
     def stats(self) -> dict[str, Any]:
         """Return what the server has counted, as a JSON-able dict."""
         reader = self._reader
-        return {**super().stats(), "tasks": reader.tasks if reader is not None else 0}
+        tasks, queued = (reader.tasks, reader.queued) if reader is not None else (0, 0)
+        return {**super().stats(), "tasks": tasks, "queued": queued}
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -227,7 +235,12 @@ class _Reader:
     """Receive from one port on one event loop, and run what comes. All methods belong to the loop's thread."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, port: Port, dispatcher: Dispatcher, max_tasks: int
+        self,
+        loop: asyncio.AbstractEventLoop,
+        port: Port,
+        dispatcher: Dispatcher,
+        max_concurrency: int,
+        backlog: Backlog,
     ) -> None:
         self.loop = loop
         self.thread = threading.get_ident()
@@ -239,7 +252,8 @@ class _Reader:
         # Started by a handler of another server, this one does not live under that request's deadline.
         self._context.run(deadlines.current.set, None)
         self._reading = False
-        self._max_tasks = max_tasks
+        self._max_concurrency = max_concurrency
+        self._backlog = backlog
         self._tasks: set[asyncio.Task[None]] = set()
         self._look_due = False
         self._taking = True
@@ -251,6 +265,11 @@ class _Reader:
     def tasks(self) -> int:
         """How many coroutines are running."""
         return len(self._tasks)
+
+    @property
+    def queued(self) -> int:
+        """How many requests have been received and wait for a coroutine to end."""
+        return len(self._backlog)
 
     def runs(self, task: asyncio.Task[Any] | None) -> bool:
         """Whether ``task`` is one of its handlers."""
@@ -323,16 +342,15 @@ class _Reader:
         self._look_due = False
         if not self._taking or not self._open:
             return
-        room = min(_BATCH, self._max_tasks - len(self._tasks))
-        if room <= 0:
+        if self._backlog.full:
             self._stop_reading()
             return  # the end of a task looks again
         self._read()
         try:
-            batch = self._port.receive(room, 0.0)
+            batch = self._port.receive(_BATCH, 0.0)
             if not batch:
                 self._port.flush()
-                batch = self._port.receive(room, 0.0)
+                batch = self._port.receive(_BATCH, 0.0)
         except errors.Closed:
             return
         if not batch:
@@ -346,10 +364,18 @@ class _Reader:
         self._look_soon()
 
     def _begin(self, request: Request) -> None:
-        context = self._context.copy()
+        """Run a plain function; make a coroutine a task, or have it wait for its turn."""
         if request.method not in self._coroutines:
-            context.run(self._dispatcher.run, request)
-            return
+            self._context.copy().run(self._dispatcher.run, request)
+        elif len(self._tasks) < self._max_concurrency:
+            self._start_task(request)
+        else:
+            for rejected in self._backlog.admit([request], 0):
+                limit = f"{self._max_concurrency} coroutines run, {self._backlog.size} calls wait"
+                self._dispatcher.reject(rejected, limit)
+
+    def _start_task(self, request: Request) -> None:
+        context = self._context.copy()
         remaining = request.remaining
         if remaining is not None:
             context.run(deadlines.current.set, time.monotonic() + remaining)
@@ -359,6 +385,8 @@ class _Reader:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
+        if self._backlog and self._taking and self._open:
+            self._start_task(self._backlog.popleft())
         self._look_soon()
 
     def _acknowledge(self) -> None:

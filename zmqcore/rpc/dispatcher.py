@@ -20,6 +20,9 @@ __all__ = ["Dispatcher", "public_methods", "signature_text"]
 
 _logger = logging.getLogger("zmqcore.server")
 
+#: How often, in seconds, the log says that calls are being rejected: there may be thousands of them each second.
+_WARN_INTERVAL = 10.0
+
 
 def public_methods(*endpoints: Any, coroutines: bool = False) -> dict[str, Callable[..., Any]]:
     """Return the callables that ``endpoints`` offer, by name; of two with one name the first wins.
@@ -84,7 +87,8 @@ class Dispatcher:
         self._codec_id = codec.id
         self._decode = codec.decode
         self._encode = codec.encode
-        self.handled = self.failed = self.expired = self.refused = 0
+        self.handled = self.failed = self.expired = self.refused = self.rejected = 0
+        self._silent_until = 0.0
 
     @property
     def methods(self) -> Mapping[str, Callable[..., Any]]:
@@ -154,6 +158,17 @@ class Dispatcher:
                     self._reply(request, result)
         except Exception as exc:  # noqa: BLE001 - give_up() logs it
             self.give_up(request, exc)
+
+    def reject(self, request: Request, why: str) -> None:
+        """There is no room for a call: tell its caller, who may try elsewhere. Never raises."""
+        self.rejected += 1
+        if (now := time.monotonic()) >= self._silent_until:
+            self._silent_until = now + _WARN_INTERVAL
+            _logger.warning("%s is overloaded: %s; %d calls rejected so far", self._topic, why, self.rejected)
+        try:
+            self._error(request, faults.describe("overloaded", f"{why}, and that is the limit; not executed"))
+        except Exception:
+            _logger.exception("%r could not be answered", request)
 
     def give_up(self, request: Request, exc: Exception) -> None:
         """run() itself has raised ``exc``, which is a fault of ours: tell the caller. Never raises."""

@@ -15,11 +15,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Iterator
 
 from zmqcore import errors
 from zmqcore._port import Port, Request
+from zmqcore.rpc.backlog import Backlog
 from zmqcore.rpc.dispatcher import Dispatcher
 
 __all__ = ["Inline", "Threads"]
@@ -139,8 +139,8 @@ class Inline(_Executor):
 class Threads(_Executor):
     """``workers`` + 1 threads that take turns in receiving; at most ``workers`` run handlers.
 
-    When all of them do, the last one goes on receiving until ``queue_size`` requests wait; then nobody receives
-    until one of them has been begun.
+    When all of them do, the last one goes on receiving until the backlog is full; then nobody receives until one of its
+    requests has been begun. With a backlog that rejects it is the one that answers what there is no room for.
 
     The condition's lock guards all that follows it here:
       I1. At most one thread receives: the one that has set ``_receiving``.
@@ -149,15 +149,14 @@ class Threads(_Executor):
           way to _take(), or is standing by.
     """
 
-    def __init__(self, port: Port, dispatcher: Dispatcher, workers: int, queue_size: int, name: str) -> None:
+    def __init__(self, port: Port, dispatcher: Dispatcher, workers: int, backlog: Backlog, name: str) -> None:
         super().__init__(port, dispatcher)
         self._workers = workers
-        self._queue_size = queue_size
         self._durations: dict[str, float] = {}
         self._incoming = self._batches()
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
-        self._backlog: deque[Request] = deque()
+        self._backlog = backlog
         self._receiving = False
         self._standing_by = False
         self._ended = False
@@ -222,7 +221,7 @@ class Threads(_Executor):
                         return self._backlog.popleft()
                     if self._ended:
                         return None
-                    if not self._receiving and len(self._backlog) < self._queue_size:
+                    if not self._receiving and not self._backlog.full:
                         self._receiving = True
                         break
                     self._sleep()
@@ -251,18 +250,22 @@ class Threads(_Executor):
         None when nothing more will come, or nothing more may be received now.
         """
         for batch in self._incoming:
+            request = None
             with self._lock:
                 self._last_batch = time.monotonic()
-                self._backlog.extend(batch)
+                rejected = self._backlog.admit(batch, self._workers - self._running)
                 if self._idle and not self._standing_by:
                     self._changed.notify()
                 if self._running < self._workers:
                     self._running += 1
-                    self._receiving = False
-                    return self._backlog.popleft()
-                if len(self._backlog) >= self._queue_size:
-                    self._receiving = False
-                    return None
+                    request = self._backlog.popleft()
+                self._receiving = go_on = request is None and not self._backlog.full
+            for each in rejected:
+                self._dispatcher.reject(
+                    each, f"{self._workers} handlers run, {self._backlog.size} calls wait"
+                )
+            if not go_on:
+                return request
         with self._lock:
             self._ended = True
             self._receiving = False

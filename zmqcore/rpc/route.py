@@ -53,21 +53,28 @@ class Retry:
         self.failure: errors.ZmqcoreError | None = None
         self._patience = patience
         self._deadline = deadline
+        self._overloaded: errors.Overloaded | None = None
         self._until = 0.0
         self._pause = _PAUSE
 
-    def failed(self, target: Target, exc: errors.Unreachable | errors.PeerLost) -> None:
-        """``target`` could not be reached; if it may have executed the request all the same, raise."""
+    def failed(self, target: Target, exc: errors.Unreachable | errors.PeerLost | errors.Overloaded) -> None:
+        """``target`` has not taken the request; if it may have executed it all the same, raise."""
         if isinstance(exc, errors.PeerLost) and exc.executed_possible:
             raise exc
+        if isinstance(exc, errors.Overloaded):
+            if time_left(self._deadline) == 0.0:
+                raise exc
+            self._overloaded = exc
         self.failure = exc
         self.tried.append(target)
 
     def next_round(self) -> float:
         """Everybody has refused: return how long to pause, in seconds, before all are tried again, or raise.
 
-        A server that is being restarted is back in a moment.
+        A server that is being restarted is back in a moment. One that is overloaded is not helped by more of the same.
         """
+        if self._overloaded is not None:
+            raise self._overloaded
         assert self.failure is not None
         now = time.monotonic()
         if not self._until:
@@ -179,7 +186,7 @@ class Route:
                     if len(membership.members) > 1:
                         self._connect(target, deadline)
                     return operate(target.endpoint, *arguments, check_time(deadline)), target
-                except (errors.Unreachable, errors.PeerLost) as exc:
+                except (errors.Unreachable, errors.PeerLost, errors.Overloaded) as exc:
                     self.done(target)
                     retry.failed(target, exc)
                 except BaseException:

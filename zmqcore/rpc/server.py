@@ -12,6 +12,7 @@ from typing import Any, Self
 
 from zmqcore._port import Port
 from zmqcore.node import Node
+from zmqcore.rpc.backlog import Backlog, OnFull, check_queue
 from zmqcore.rpc.executor import Inline, Threads
 from zmqcore.rpc.service import Service
 from zmqcore.topic import Topic
@@ -30,10 +31,11 @@ class Server(Service):
 
     ``node``: default, the process's. ``server``: this server's name, by which one can address it alone; default
     ``host:pid``. ``workers=0`` runs handlers on the receiving thread (fastest; for short handlers that call nobody
-    who calls back), ``workers=N`` on N threads. ``queue_size``: how many requests may wait for a worker; beyond
-    that the server stops reading and its clients' windows fill. ``bind``: where to listen, e.g.
-    ``"tcp://0.0.0.0:5555"``, or several. ``lease``: how long, in seconds, the matchmaker keeps a server that has
-    died without a word.
+    who calls back), ``workers=N`` on N threads: that many run at a time. ``queue_size``: how many requests may wait for
+    a worker. Beyond that, ``on_full``: with ``"wait"`` the server stops reading and its clients' windows fill; with
+    ``"reject"`` further calls are answered by Overloaded at once, and clients try another member. ``bind``: where to
+    listen, e.g. ``"tcp://0.0.0.0:5555"``, or several. ``lease``: how long, in seconds, the matchmaker keeps a server
+    that has died without a word.
 
     Use it as a context manager, or call start() and stop(). One that was stopped can be started again. Thread-safe.
     """
@@ -47,15 +49,20 @@ class Server(Service):
         workers: int = 4,
         bind: str | Sequence[str] | None = None,
         queue_size: int = 1024,
+        on_full: OnFull = "wait",
         lease: float = 10.0,
     ) -> None:
         if workers < 0:
             raise ValueError(f"workers is {workers}; 0 runs handlers on the receiving thread, N on N threads")
-        if queue_size < 1:
-            raise ValueError(f"queue_size is {queue_size}; it must be at least 1")
+        check_queue(queue_size, on_full)
+        if on_full == "reject" and not workers:
+            raise ValueError(
+                "on_full is 'reject' and workers is 0: then there is no queue; give workers=1 at least"
+            )
         super().__init__(topic, endpoints, node, server, bind, lease, coroutines=False)
         self._workers = workers
         self._queue_size = queue_size
+        self._on_full = on_full
         self.renew()
 
     def renew(self) -> None:
@@ -96,7 +103,8 @@ class Server(Service):
     def _make_executor(self, port: Port) -> Inline | Threads:
         if not self._workers:
             return Inline(port, self._dispatcher, str(self.topic))
-        return Threads(port, self._dispatcher, self._workers, self._queue_size, str(self.topic))
+        backlog = Backlog(self._queue_size, self._on_full)
+        return Threads(port, self._dispatcher, self._workers, backlog, str(self.topic))
 
     def stop(self, drain: bool = True, timeout: float = 10.0) -> bool:
         """Deregister, take nothing new, finish what has come (with ``drain``), then close.

@@ -154,6 +154,7 @@ class Service:
             "failed": dispatcher.failed,
             "expired": dispatcher.expired,
             "refused": dispatcher.refused,
+            "rejected": dispatcher.rejected,
             "port": self._port.stats() if self._port is not None else {},
             "node": self._node.stats(),
         }
