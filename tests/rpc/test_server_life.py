@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +11,6 @@ from typing import Any
 
 import pytest
 
-import zmqcore
 from zmqcore import (
     Client,
     Closed,
@@ -449,106 +444,6 @@ def test_a_full_queue_is_bounded_on_both_sides(
     blocked.result()
     assert server.stop() is True
     assert gate.count == sent
-
-
-# -- signals ----------------------------------------------------------------------------------------------------
-
-_SERVE = """
-import sys, time, signal
-from zmqcore import Node, Server
-
-class Work:
-    def echo(self, value): return value
-    def sleep(self, seconds):
-        time.sleep(seconds)
-        return "slept"
-
-server = Server("t", Work(), server="s")
-if "stop-in-handler" in sys.argv:
-    signal.signal(signal.SIGTERM, lambda *_: server.stop(timeout=600))
-server.start()
-print("ready", flush=True)
-server.serve_forever()
-print("served", flush=True)
-"""
-
-
-@pytest.fixture
-def serving() -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    made: list[subprocess.Popen[str]] = []
-
-    def start(*arguments: str) -> subprocess.Popen[str]:
-        root = str(Path(zmqcore.__file__).parent.parent)
-        process = subprocess.Popen(
-            [sys.executable, "-c", _SERVE, *arguments],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": root},
-        )  # fmt: skip
-        made.append(process)
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        return process
-
-    yield start
-    for process in made:
-        process.kill()
-        process.communicate()
-
-
-def _called(client: Client, running: Running) -> Any:
-    """Return a call that the server has and that takes a moment."""
-    assert client.call("echo", 1) == 1
-    sleeping = running(client.call, "sleep", 0.5)
-    sleeping.thread.join(0.1)
-    return sleeping
-
-
-def test_ctrl_c_drains(serving: Callable[..., Any], node: Node, running: Running) -> None:
-    process = serving()
-    client = Client("t", node=node, timeout=30.0, discovery_timeout=0.1)
-    sleeping = _called(client, running)
-    process.send_signal(signal.SIGINT)
-    assert sleeping.result() == "slept"
-    out, err = process.communicate(timeout=30.0)
-    assert (process.returncode, out, err) == (0, "served\n", "")
-    assert node.matchmaker.members("t").members == ()
-
-
-def test_sigterm_drains(serving: Callable[..., Any], node: Node, running: Running, runtime: Path) -> None:
-    """It is how service managers stop a server."""
-    process = serving()
-    client = Client("t", node=node, timeout=30.0, discovery_timeout=0.1)
-    sleeping = _called(client, running)
-    process.send_signal(signal.SIGTERM)
-    assert sleeping.result() == "slept"
-    out, err = process.communicate(timeout=30.0)
-    assert (process.returncode, out, err) == (0, "served\n", "")
-    assert list(runtime.glob("*.sock")) == []
-
-
-def test_a_signal_handler_may_stop_the_server_again_and_again(
-    serving: Callable[..., Any], node: Node, running: Running
-) -> None:
-    """The second signal interrupts the stop() of the first one, in the same thread: it must not wait for that."""
-    process = serving("stop-in-handler")
-    client = Client("t", node=node, timeout=30.0)
-    sleeping = _called(client, running)
-    for _ in range(3):
-        process.send_signal(signal.SIGTERM)
-        time.sleep(0.05)
-    assert sleeping.result() == "slept"
-    out, err = process.communicate(timeout=30.0)
-    assert (process.returncode, out, err) == (0, "served\n", "")
-
-
-def test_a_killed_server_leaves_the_registry(serving: Callable[..., Any], node: Node, until: Until) -> None:
-    process = serving()
-    client = Client("t", node=node, timeout=30.0, discovery_timeout=0.1)
-    assert client.call("echo", 1) == 1
-    process.kill()
-    process.wait()
-    until(lambda: client.members() == ())
-    with pytest.raises(NoSuchTopic):
-        client.call("echo", 1)
 
 
 # -- together with its node --------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from zmqcore import errors
 from zmqcore._port import Port, Request
 from zmqcore.node import Node
 from zmqcore.rpc import deadline as deadlines
+from zmqcore.rpc import sigterm
 from zmqcore.rpc.backlog import Backlog, OnFull, check_queue
 from zmqcore.rpc.dispatcher import Dispatcher
 from zmqcore.rpc.loop import in_thread, on_loop
@@ -73,6 +74,7 @@ class AsyncServer(Service):
         self._reader: _Reader | None = None
         self._leaving: _Reader | None = None
         self._stopped: asyncio.Event | None = None
+        self._over: asyncio.Event | None = None  # it has been stopped, or is to be
         self._stopper: asyncio.Task[bool] | None = None
 
     async def start(self) -> AsyncServer:
@@ -90,6 +92,7 @@ class AsyncServer(Service):
         backlog = Backlog(self._queue_size, self._on_full)
         self._reader = reader = _Reader(loop, port, self._dispatcher, self._max_concurrency, backlog)
         self._stopped = stopped = asyncio.Event()
+        self._over = asyncio.Event()
         reader.start()
         try:
             # The registry may be slow, and the loop has other work.
@@ -149,8 +152,9 @@ class AsyncServer(Service):
     def _ended(self, reader: _Reader) -> None:
         if self._leaving is reader:
             self._leaving = None
-        if self._stopped is not None and not reader.loop.is_closed():
-            self._stopped.set()
+        for event in (self._stopped, self._over):
+            if event is not None and not reader.loop.is_closed():
+                event.set()
 
     def runs_this_thread(self) -> bool:
         """Whether it runs on the loop of the calling thread."""
@@ -199,21 +203,28 @@ class AsyncServer(Service):
         """In a forked child: what runs is the parent's."""
         super().renew()
         self._reader = self._leaving = None
-        self._stopped = None
+        self._stopped = self._over = None
 
     async def wait(self) -> None:
         """Wait until the server has been stopped."""
         if self._stopped is not None:
             await self._stopped.wait()
 
-    async def serve_forever(self) -> None:
-        """Start if need be and serve until stop() is called or this coroutine is cancelled."""
+    async def serve_forever(self, drain_timeout: float = 10.0) -> None:
+        """Start if need be and serve until stop() is called, this coroutine is cancelled, or SIGTERM comes; then drain.
+
+        SIGTERM is listened to only on the main thread, and unless the program has a handler of its own. While it
+        drains, for ``drain_timeout`` seconds at most, another one ends the process at once.
+        """
         if self._reader is None:
             await self.start()
+        over = self._over
+        assert over is not None, "start() has made it"
         try:
-            await self.wait()
+            with sigterm.sets(over):
+                await over.wait()
         finally:
-            await self.stop()
+            await self.stop(timeout=drain_timeout)
 
     def stats(self) -> dict[str, Any]:
         """Return what the server has counted, as a JSON-able dict."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import signal
 import threading
 import time
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from typing import Any, Self
 
 from zmqcore._port import Port
 from zmqcore.node import Node
+from zmqcore.rpc import sigterm
 from zmqcore.rpc.backlog import Backlog, OnFull, check_queue
 from zmqcore.rpc.executor import Inline, Threads
 from zmqcore.rpc.service import Service
@@ -20,10 +20,6 @@ from zmqcore.topic import Topic
 __all__ = ["Server"]
 
 _logger = logging.getLogger("zmqcore.server")
-
-
-def _interrupt(_number: int, _frame: object) -> None:
-    raise KeyboardInterrupt
 
 
 class Server(Service):
@@ -154,23 +150,21 @@ class Server(Service):
         """Wait until the server has been stopped, or ``timeout`` seconds; return whether it has."""
         return self._stopped.wait(timeout)
 
-    def serve_forever(self) -> None:
+    def serve_forever(self, drain_timeout: float = 10.0) -> None:
         """Start if need be and serve until stop() is called, Ctrl-C is pressed, or SIGTERM comes; then drain.
 
-        SIGTERM is listened to only on the main thread; a second one ends the process at once.
+        SIGTERM is listened to only on the main thread. While it drains, for ``drain_timeout`` seconds at most, another
+        one ends the process at once.
         """
         if self._executor is None:
             self.start()
-        main = threading.current_thread() is threading.main_thread()
-        before = signal.signal(signal.SIGTERM, _interrupt) if main else None
         try:
-            self.wait()
+            with sigterm.interrupts():
+                self.wait()
         except KeyboardInterrupt:
             pass
         finally:
-            if main:
-                signal.signal(signal.SIGTERM, before)
-            self.stop()
+            self.stop(timeout=drain_timeout)
 
     def stats(self) -> dict[str, Any]:
         """Return what the server has counted, as a JSON-able dict."""

@@ -1,0 +1,208 @@
+"""SIGTERM and Ctrl-C: the first one drains, the next one ends the process; and what no process can hear."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import zmqcore
+from zmqcore import Client, Node, NoSuchTopic, PeerLost
+
+Serving = Callable[..., "subprocess.Popen[str]"]
+Until = Callable[..., None]
+Running = Callable[..., Any]
+
+PATIENCE = 30.0
+
+# What each of them gets: the drain's timeout, then words that the program looks for.
+_THREADS = """
+import signal, sys, time
+from zmqcore import Server
+
+class Work:
+    def echo(self, value): return value
+    def sleep(self, seconds):
+        time.sleep(seconds)
+        return "slept"
+
+server = Server("t", Work(), server="s")
+if "stop-in-handler" in sys.argv:
+    signal.signal(signal.SIGTERM, lambda *_: server.stop(timeout=600))
+server.start()
+print("ready", flush=True)
+server.serve_forever(float(sys.argv[1]))
+print("served", flush=True)
+"""
+
+_COROUTINES = """
+import asyncio, signal, sys
+from zmqcore import AsyncServer
+
+class Work:
+    async def echo(self, value): return value
+    async def sleep(self, seconds):
+        await asyncio.sleep(seconds)
+        return "slept"
+
+async def main():
+    if "own-handler" in sys.argv:
+        asyncio.get_running_loop().add_signal_handler(
+            signal.SIGTERM, lambda: print("heard", flush=True) or asyncio.ensure_future(server.stop()))
+    server = AsyncServer("t", Work(), server="s")
+    await server.start()
+    other = AsyncServer("other", Work())
+    if "two" in sys.argv:
+        await other.start()
+    print("ready", flush=True)
+    forever = [server.serve_forever(float(sys.argv[1]))]
+    if "two" in sys.argv:
+        forever.append(other.serve_forever())
+    await asyncio.gather(*forever)
+    print("served", server.running, other.running, signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, flush=True)
+
+try:
+    asyncio.run(main())
+except KeyboardInterrupt:
+    print("served", flush=True)
+"""
+
+BOTH = pytest.mark.parametrize("program", [_THREADS, _COROUTINES], ids=["threads", "coroutines"])
+
+
+@pytest.fixture
+def serving() -> Iterator[Serving]:
+    """``serving(program, *words, drain=…)`` starts it and waits until it serves."""
+    made: list[subprocess.Popen[str]] = []
+
+    def start(program: str, *words: str, drain: float = PATIENCE) -> subprocess.Popen[str]:
+        root = str(Path(zmqcore.__file__).parent.parent)
+        process = subprocess.Popen(
+            [sys.executable, "-c", program, str(drain), *words],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": root},
+        )  # fmt: skip
+        made.append(process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        return process
+
+    yield start
+    for process in made:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def client(node: Node) -> Client:
+    return Client("t", node=node, timeout=PATIENCE, discovery_timeout=0.1)
+
+
+def _called(client: Client, running: Running, seconds: float = 0.5) -> Any:
+    """Return a call that the server has and that takes a moment."""
+    assert client.call("echo", 1) == 1
+    sleeping = running(client.call, "sleep", seconds)
+    sleeping.thread.join(0.1)
+    return sleeping
+
+
+def _ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=PATIENCE)
+    return process.returncode, out, err
+
+
+@BOTH
+def test_ctrl_c_drains(
+    serving: Serving, client: Client, node: Node, running: Running, runtime: Path, program: str
+) -> None:
+    process = serving(program)
+    sleeping = _called(client, running)
+    process.send_signal(signal.SIGINT)
+    assert sleeping.result() == "slept"
+    assert _ended(process) == (0, "served\n", "")
+    assert node.matchmaker.members("t").members == ()
+    assert list(runtime.glob("*.sock")) == []
+
+
+@BOTH
+def test_sigterm_drains(
+    serving: Serving, client: Client, node: Node, running: Running, runtime: Path, program: str
+) -> None:
+    """It is how service managers stop a server."""
+    process = serving(program)
+    sleeping = _called(client, running)
+    process.send_signal(signal.SIGTERM)
+    assert sleeping.result() == "slept"
+    code, out, err = _ended(process)
+    assert (code, out.split()[0], err) == (0, "served", "")
+    assert node.matchmaker.members("t").members == ()
+    assert list(runtime.glob("*.sock")) == []
+
+
+@BOTH
+def test_a_second_sigterm_ends_it_at_once(
+    serving: Serving, client: Client, running: Running, until: Until, program: str
+) -> None:
+    process = serving(program, drain=600.0)
+    sleeping = _called(client, running, 600.0)
+    process.send_signal(signal.SIGTERM)
+    until(lambda: client.members() == ())
+    assert process.poll() is None, "it does not wait for what runs"
+    process.send_signal(signal.SIGTERM)
+    assert _ended(process) == (-signal.SIGTERM, "", "")
+    assert isinstance(sleeping.join(), PeerLost)
+
+
+@BOTH
+def test_draining_has_an_end(serving: Serving, client: Client, running: Running, program: str) -> None:
+    process = serving(program, drain=0.3)
+    sleeping = _called(client, running, 600.0)
+    process.send_signal(signal.SIGTERM)
+    code, out, _ = _ended(process)
+    assert (code, out.split()[0]) == (0, "served")
+    assert sleeping.join() is not None
+
+
+def test_a_signal_handler_may_stop_the_server_again_and_again(
+    serving: Serving, client: Client, running: Running
+) -> None:
+    """The second signal interrupts the stop() of the first one, in the same thread: it must not wait for that."""
+    process = serving(_THREADS, "stop-in-handler")
+    sleeping = _called(client, running)
+    for _ in range(3):
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.05)
+    assert sleeping.result() == "slept"
+    assert _ended(process) == (0, "served\n", "")
+
+
+def test_sigterm_stops_all_servers_of_a_loop(serving: Serving, client: Client, running: Running) -> None:
+    """And leaves the signal as it was."""
+    process = serving(_COROUTINES, "two")
+    sleeping = _called(client, running)
+    process.send_signal(signal.SIGTERM)
+    assert sleeping.result() == "slept"
+    assert _ended(process) == (0, "served False False True\n", "")
+
+
+def test_a_loops_own_handler_stays(serving: Serving, client: Client) -> None:
+    process = serving(_COROUTINES, "own-handler")
+    assert client.call("echo", 1) == 1
+    process.send_signal(signal.SIGTERM)
+    assert _ended(process) == (0, "heard\nserved False False False\n", "")
+
+
+def test_a_killed_server_leaves_the_registry(serving: Serving, client: Client, until: Until) -> None:
+    process = serving(_THREADS)
+    assert client.call("echo", 1) == 1
+    process.kill()
+    process.wait()
+    until(lambda: client.members() == ())
+    with pytest.raises(NoSuchTopic):
+        client.call("echo", 1)

@@ -1,0 +1,67 @@
+"""SIGTERM: the first one asks what serves for ever to stop, and the next one ends the process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+
+__all__ = ["interrupts", "sets"]
+
+#: Of each loop that hears SIGTERM, what is to be set then. Used on the main thread only.
+_waiting: dict[asyncio.AbstractEventLoop, list[asyncio.Event]] = {}
+
+
+@contextlib.contextmanager
+def interrupts() -> Iterator[None]:
+    """While inside, SIGTERM raises KeyboardInterrupt, as Ctrl-C does. Nothing changes but on the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(_number: int, _frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def sets(asked: asyncio.Event) -> Iterator[None]:
+    """While inside, the first SIGTERM sets ``asked``; any number of servers of the running loop may wait for it.
+
+    Nothing changes but on the main thread, and where the program has no handler of its own.
+    """
+    loop = asyncio.get_running_loop()
+    if loop not in _waiting:
+        main = threading.current_thread() is threading.main_thread()
+        if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+            yield
+            return
+        loop.add_signal_handler(signal.SIGTERM, _ask, loop)
+        _waiting[loop] = []
+    waiting = _waiting[loop]
+    waiting.append(asked)
+    try:
+        yield
+    finally:
+        waiting.remove(asked)
+        if not waiting and _waiting.get(loop) is waiting:
+            _release(loop)
+
+
+def _ask(loop: asyncio.AbstractEventLoop) -> None:
+    for asked in _release(loop):
+        asked.set()
+
+
+def _release(loop: asyncio.AbstractEventLoop) -> list[asyncio.Event]:
+    """From now on SIGTERM ends the process."""
+    if not loop.is_closed():
+        loop.remove_signal_handler(signal.SIGTERM)
+    return _waiting.pop(loop)
