@@ -280,6 +280,7 @@ def test_a_callback_does_not_inherit_the_deadline_of_the_thread_that_runs_it(
 def test_threads_with_different_deadlines_share_a_channel(peers: Callable[..., Any], node: Node) -> None:
     peers("t", workers=8)
     with Client("t", node=node, timeout=30.0) as client, concurrent.futures.ThreadPoolExecutor(8) as threads:
+        client.call("sleep", 0.0)  # connected: what expires below is not the connecting
 
         def work(number: int) -> str:
             if number % 2:
