@@ -43,6 +43,7 @@ cdef class Channel:
     cdef str lost_reason
     cdef bint goodbye           # the server wants nothing new
     cdef bint parted            # ... and has been told that we have everything
+    cdef bint retired           # it is to close: see retire()
     cdef bytes instance         # of the port at the other end; None before its hello
 
     # Sending: ids count up from 1; the window is what has been sent and not yet acknowledged.
@@ -82,6 +83,8 @@ cdef class Channel:
     cpdef uint64_t send(
         self, str kind, bytes topic, str method, body, list buffers, bytes metadata, int codec, timeout,
         bint expires=*) except 0
+    cpdef uint64_t send_now(
+        self, str kind, bytes topic, str method, body, list buffers, bytes metadata, int codec) except? 0
 
     cdef int _check(self) except -1
     cdef bint is_clean(self) noexcept
@@ -91,6 +94,9 @@ cdef class Channel:
     cdef int _send(
         self, Parcel *parcel, Pending pending, int64_t deadline, bint carries_deadline, bint expects_reply,
         bint wait) except -1
+    cdef int _look_sometimes(self, int64_t now) except -1
+    cdef int _transmit(self, Parcel *parcel) except -1
+    cdef int _after_sending(self) except -1
     cdef bint _has_room(self, size_t size) noexcept
     cdef int _record_sent(self, size_t size) noexcept
     cdef int _acked(self, uint64_t ack) except -1

@@ -79,6 +79,16 @@ class Channel:
         timeout: float | None,
         expires: bool = False,
     ) -> int: ...
+    def send_now(
+        self,
+        kind: str,
+        topic: bytes,
+        method: str,
+        body: Buffer,
+        buffers: list[Any] | None,
+        metadata: bytes,
+        codec: int,
+    ) -> int: ...
     def ping(self, timeout: float | None = 5.0) -> float: ...
     def wait_open(self, timeout: float | None = None) -> bool: ...
     def attend(self) -> float | None: ...

@@ -247,6 +247,43 @@ cdef class Channel:
             False, expires)
         return sent.id
 
+    cpdef uint64_t send_now(
+        self, str kind, bytes topic, str method, body, list buffers, bytes metadata, int codec,
+    ) except? 0:
+        """send() if that can be done at once; return 0, and do nothing, if it has to wait or cannot be done at all.
+
+        Unlike a send() it needs no acquired channel of a pool: once a channel is to close it does nothing.
+        """
+        cdef Parcel parcel
+        cdef Header header
+        cdef uint64_t id = 0
+        # A hint, read without the lock: what is packed in vain costs more than to look twice.
+        if self.state != STATE_OPEN or self.sent_id - self.acked_id >= self.window_messages or self.instance is None:
+            return 0
+        if topic is None or method is None or metadata is None:
+            raise TypeError("topic and metadata are bytes and method is str, not None")
+        header.kind = KIND_CAST if kind == "cast" else KINDS[kind]
+        header.flags = FLAG_FLOW
+        header.codec = codec
+        header.id = 0
+        header.ack = 0
+        header.remaining_ms = NO_DEADLINE
+        parcel_pack(&parcel, &header, topic, method, metadata, body, buffers, self.max_bytes, self.max_buffers)
+        self.shared.enter()
+        try:
+            if self.state == STATE_OPEN and not (self.goodbye or self.retired or self.senders) \
+                    and self._has_room(parcel.n_bytes):
+                self._look_sometimes(coarse_now_ns())
+                if self.state == STATE_OPEN and not self.goodbye:
+                    self._transmit(&parcel)
+                    id = self.sent_id
+                    self.n_casts += 1
+                    self._after_sending()
+        finally:
+            self._unlock()
+            parcel_close(&parcel)
+        return id
+
     def ping(self, timeout: float | None = 5.0) -> float:
         """Return the round-trip time, in seconds, to the port's compiled code. Raises as call() does."""
         cdef int64_t started = now_ns()
@@ -355,6 +392,7 @@ cdef class Channel:
         cdef bint attend = False
         self.shared.enter()
         try:
+            self.retired = True
             self._drain()
             self.on_clean = on_clean
             self.drain_deadline = deadline_after(timeout)
@@ -523,21 +561,33 @@ cdef class Channel:
 
         The lock is held throughout, but for the time spent waiting.
         """
-        cdef int code
-        cdef size_t size = parcel.n_bytes
-        if self.senders or self.state != STATE_OPEN or not self._has_room(size):
+        if self.senders or self.state != STATE_OPEN or not self._has_room(parcel.n_bytes):
             if self.state == STATE_OPEN:
                 self.n_window_waits += 1
-            self._wait_in_turn(size, pending.started, deadline if wait else 0)
-        elif (self.sent_id - self.acked_id) & 127 == 127 or pending.started - self.last_drain > LOOK_INTERVAL:
-            # Acknowledgements and a goodbye must be taken now and then even if nobody ever waits.
-            self._drain()
+            self._wait_in_turn(parcel.n_bytes, pending.started, deadline if wait else 0)
+        else:
+            self._look_sometimes(pending.started)
         if self.state != STATE_OPEN or self.goodbye:
             self._raise_gone()
-
-        parcel_set_id(parcel, self.sent_id + 1)
         if carries_deadline:
             parcel_set_remaining(parcel, remaining_ms(deadline))
+        self._transmit(parcel)
+        pending.id = self.sent_id
+        if expects_reply:
+            self.pending[pending.id] = pending
+        return self._after_sending()
+
+    cdef int _look_sometimes(self, int64_t now) except -1:
+        """Acknowledgements and a goodbye must be taken now and then even if nobody ever waits."""
+        if (self.sent_id - self.acked_id) & 127 == 127 or now - self.last_drain > LOOK_INTERVAL:
+            self._drain()
+        return 0
+
+    cdef int _transmit(self, Parcel *parcel) except -1:
+        """Hand ``parcel`` to libzmq under the next id. The connection is there, and room; the lock is held."""
+        cdef size_t size = parcel.n_bytes
+        cdef int code
+        parcel_set_id(parcel, self.sent_id + 1)
         code = parcel_send(parcel, self.shared.handle)
         if code != 0:
             if code != EAGAIN:
@@ -546,10 +596,10 @@ cdef class Channel:
             self._lose("the connection broke")
             self._raise_gone()
         self.sent_id += 1
-        self._record_sent(size)
-        pending.id = self.sent_id
-        if expects_reply:
-            self.pending[pending.id] = pending
+        return self._record_sent(size)
+
+    cdef int _after_sending(self) except -1:
+        """Tell the next sender that it may go on, and keep the edge-trigger rule for whoever waits on the fd."""
         if self.senders:
             self._wake_sender()
         if self.watched or (self.attended and self.loop_thread != PyThread_get_thread_ident()):

@@ -104,6 +104,8 @@ cdef class ChannelPool:
     cdef double _ttl_ns(self, Slot slot) except? -1
     cdef Slot _find(self, Table table, str endpoint)
     cdef int _use(self, Table table, Slot slot, int64_t now) except -1
+    cdef int _note_use(self, Table table, Slot slot, int64_t now) except -1
+    cdef int _touch(self, Table table, Slot slot, int64_t now) except -1
     cdef Slot _reserve(self, Table table, str endpoint)
     cdef int _fate(self, Slot slot, int64_t now) except? -2
     cdef int _leave(self, Table table, Slot slot, int cause) except -1

@@ -65,6 +65,17 @@ class ChannelPool:
         codec: int,
         timeout: float | None,
     ) -> int: ...
+    def send_now(
+        self,
+        endpoint: str,
+        kind: str,
+        topic: bytes,
+        method: str,
+        body: Buffer,
+        buffers: list[Any] | None,
+        metadata: bytes,
+        codec: int,
+    ) -> int: ...
     def submit(
         self,
         endpoint: str,

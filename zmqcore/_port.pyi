@@ -1,4 +1,4 @@
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, final
 
 import zmq
@@ -24,6 +24,7 @@ class Request:
     def expired(self) -> bool: ...
     @property
     def remaining(self) -> float | None: ...
+    def fields(self) -> tuple[str, bytes, int, Envelope, Sequence[memoryview], float | None, bool]: ...
     @property
     def peer_id(self) -> bytes: ...
     def reply(

@@ -27,6 +27,10 @@ def cast(channel: Channel, body: bytes, timeout: float | None = LONG, method: st
     return channel.send("cast", b"t", method, body, None, b"", 1, timeout)
 
 
+def cast_now(channel: Channel, body: bytes) -> int:
+    return channel.send_now("cast", b"t", "silent", body, None, b"", 1)
+
+
 def report(channel: Channel) -> dict[str, Any]:
     answer: dict[str, Any] = json.loads(call(channel, "report"))
     return answer
@@ -49,6 +53,10 @@ class Acknowledger:
             self._routing_id, *parts = self.socket.recv_multipart()
             self.taken.append(Envelope.parse(parts))
         return self.taken[-count:]
+
+    def hello(self, first: Envelope) -> None:
+        """Answer a connection's first message as a port does."""
+        self.socket.send_multipart([self._routing_id, *pack("hello", id=first.id, body=bytes(16))])
 
     def nothing_comes(self) -> bool:
         return not self.socket.poll(100)
@@ -394,3 +402,38 @@ def test_a_channel_that_only_casts_is_clean_when_looked_after(
     for number in range(10):
         cast(channel, b"me %d" % number)
     until(lambda: channel.attend() is None and channel.clean, "the acknowledgement")
+
+
+def test_what_would_have_to_wait_is_not_sent_now(
+    start_server: Callable[..., Any], connect: Callable[..., Channel]
+) -> None:
+    channel = connect(start_server().endpoint, window_messages=3, window_bytes=10_000)
+    assert cast_now(channel, b"not connected yet") == 0
+    first = cast(channel, b"me 1")
+    call(channel, "echo")
+    assert [cast_now(channel, b"me %d" % number) for number in (2, 3)] == [first + 2, first + 3]
+    assert cast_now(channel, bytes(20_000)) == 0
+    call(channel, "echo")
+    channel.retire(lambda _: None)
+    assert cast_now(channel, b"it is to close") == 0
+    seen = report(channel)
+    assert (seen["casts"], seen["disorder"]) == (3, 0)
+
+
+def test_a_full_window_is_not_waited_for_now(
+    peer: Acknowledger, connect: Callable[..., Channel], until: Callable[..., None]
+) -> None:
+    channel = connect(peer.endpoint, window_messages=4)
+    cast(channel, b"1")
+    (taken,) = peer.take(1)
+    peer.hello(taken)
+    until(lambda: channel.look() or channel.peer_instance, "the hello")
+    assert [cast_now(channel, b"x") for _ in range(5)] == [2, 3, 4, 0, 0]
+    peer.take(3)
+    peer.acknowledge()
+    # This looks at what has come; what is sent now does so only now and then.
+    assert cast(channel, b"waits") == 5
+    assert cast_now(channel, b"x") == 6
+    peer.take(2)
+    assert peer.nothing_comes()
+    assert channel.stats()["casts"] == 6

@@ -171,20 +171,23 @@ class Machine(RuleBasedStateMachine):
             slot = self.slots[endpoint] = Slot(self, endpoint)
         else:
             slot = known
-            if not slot.users:
-                for ring in (self.probation, self.protected):
-                    if endpoint in ring:
-                        ring.remove(endpoint)
-                if self.clock - slot.decayed > IDLE_TTL / 16:
-                    slot.uses *= 2 ** ((slot.decayed - self.clock) / IDLE_TTL)
-                    slot.decayed = self.clock
-                if self.opened - slot.opened_before >= 4:
-                    slot.protected = True
+            self.note_use(slot)
             slot.users += 1
-            slot.uses = min(slot.uses + 1, 128 + 1)
         self.held.append((slot, channel))
         assert channel.endpoint == endpoint
         assert channel.state_name == "open"
+
+    def note_use(self, slot: Slot) -> None:
+        if not slot.users:
+            for ring in (self.probation, self.protected):
+                if slot.endpoint in ring:
+                    ring.remove(slot.endpoint)
+            if self.clock - slot.decayed > IDLE_TTL / 16:
+                slot.uses *= 2 ** ((slot.decayed - self.clock) / IDLE_TTL)
+                slot.decayed = self.clock
+            if self.opened - slot.opened_before >= 4:
+                slot.protected = True
+        slot.uses = min(slot.uses + 1, 128 + 1)
 
     @precondition(lambda self: self.held)
     @rule(data=st.data())
@@ -222,6 +225,30 @@ class Machine(RuleBasedStateMachine):
         self.sent += 1
         until(lambda: self.taken == self.sent, "taking")
         slot.clean = False
+
+    @rule(endpoint=st.sampled_from(NAMES))
+    def send_now(self, endpoint: str) -> None:
+        """A cast without acquiring: only on a channel that is open, and whose port has said hello."""
+        slot = self.slots.get(endpoint)
+        greeted = False
+        if slot is not None:
+            channel = next(channel for channel in self.pool.channels() if channel.endpoint == endpoint)
+            until(channel.settle, "the acknowledgement")
+            slot.clean = True
+            greeted = channel.peer_instance is not None
+        sent = self.pool.send_now(endpoint, "cast", b"t", "m", b"x", None, b"", 0)
+        assert bool(sent) == greeted
+        if slot is not None:
+            self.note_use(slot)
+            if not slot.users:
+                slot.last_used = self.clock
+                self.park(slot)
+        if sent:
+            assert slot is not None
+            self.acquired += 1
+            self.sent += 1
+            until(lambda: self.taken == self.sent, "taking")
+            slot.clean = False
 
     @rule(endpoint=st.sampled_from(NAMES))
     def acquire_at_the_limit_of_descriptors(self, endpoint: str) -> None:

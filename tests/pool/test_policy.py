@@ -228,3 +228,43 @@ def test_several_sockets_to_one_endpoint_spread_its_users(make_pool: MakePool, f
     for channel in held:
         pool.release(channel)
     adds_up(pool.stats())
+
+
+def call_once(pool: ChannelPool, endpoint: str) -> None:
+    pool.call(endpoint, b"t", "m", b"", None, b"", 1, 30.0)
+
+
+def cast_now(pool: ChannelPool, endpoint: str) -> int:
+    return pool.send_now(endpoint, "cast", b"t", "m", b"", None, b"", 1)
+
+
+def test_a_cast_at_once_counts_as_a_use(make_pool: MakePool, far: Far) -> None:
+    pool = make_pool(max_sockets=4)
+    a, b, c, d, e, f = (far.endpoint(i) for i in range(6))
+    assert cast_now(pool, a) == 0
+    assert pool.stats()["acquired"] == pool.stats()["open"] == 0
+    for endpoint in (a, b, c, d):
+        call_once(pool, endpoint)
+    assert cast_now(pool, a) > 0
+    stats = pool.stats()
+    assert (stats["acquired"], stats["reused"], stats["in_use"]) == (5, 1, 0)
+    (row,) = (row for row in pool.snapshot() if row["endpoint"] == a)
+    assert row["casts"] == 1
+    until(lambda: all(channel.settle() for channel in pool.channels()), "the acknowledgement")
+    use(pool, e)
+    assert open_endpoints(pool) == {a, c, d, e}
+    use(pool, f)
+    assert open_endpoints(pool) == {a, d, e, f}
+    adds_up(pool.stats())
+
+
+def test_casts_at_once_protect_from_a_scan(make_pool: MakePool, far: Far) -> None:
+    pool = make_pool(max_sockets=10)
+    hot, *cold = (far.endpoint(i) for i in range(60))
+    call_once(pool, hot)
+    for endpoint in cold[:6]:
+        call_once(pool, endpoint)
+    assert cast_now(pool, hot) > 0  # used again, six openings later
+    for endpoint in cold[6:]:
+        use(pool, endpoint)
+    assert hot in open_endpoints(pool)

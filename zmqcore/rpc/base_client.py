@@ -43,6 +43,9 @@ class BaseClient:
         self._pool = self._node.pool
         self._codec = self._node.codec
         self._codec_id = self._codec.id
+        # Bound once: casts are the most frequent thing there is.
+        self._encode = self._codec.encode
+        self._send_now = self._pool.send_now
 
     def _check_options(self) -> None:
         """Raise ValueError for what no client can do."""

@@ -84,20 +84,18 @@ class Client(BaseClient):
         itself does not expire.
         """
         buffers: list[Any] = []
-        body = self._codec.encode((args, kwargs), buffers)
-        started = time.monotonic()
-        wire, codec, out_of_band = self._wire, self._codec_id, buffers or None
+        body = self._encode((args, kwargs), buffers)
         target = self._route.only()
-        if target is not None and _inherited() is None:
-            try:
-                self._pool.send(
-                    target.endpoint, "cast", wire, method, body, out_of_band, b"", codec, self.timeout
-                )
-                return
-            except (errors.Unreachable, errors.PeerLost):
-                pass  # certainly not executed: whatever the reason, it has not left
-        request = ("cast", wire, method, body, out_of_band, b"", codec)
-        _, target = self._place(self._pool.send, request, deadlines.tighten(self.timeout, started))
+        if (
+            target is not None
+            and _inherited() is None
+            and self._send_now(
+                target.endpoint, "cast", self._wire, method, body, buffers or None, b"", self._codec_id
+            )
+        ):
+            return  # most casts go this way: nothing to choose, nothing to wait for
+        request = ("cast", self._wire, method, body, buffers or None, b"", self._codec_id)
+        _, target = self._place(self._pool.send, request, deadlines.tighten(self.timeout))
         self._route.done(target)
 
     def fanout(self, method: str, /, *args: Any, **kwargs: Any) -> Fanout:

@@ -97,18 +97,17 @@ class Dispatcher:
 
     def open(self, request: Request) -> Work | None:
         """Return the method that ``request`` asks for and its arguments; None if it was refused, and answered."""
-        envelope = request.envelope
-        method = self._methods.get(request.method)
-        if method is None or request.topic not in self._topics or envelope.codec != self._codec_id:
+        name, topic, codec, envelope, buffers, remaining, _ = request.fields()
+        method = self._methods.get(name)
+        if method is None or topic not in self._topics or codec != self._codec_id:
             self._refuse_unknown(request)
             return None
-        remaining = request.remaining
         if remaining == 0.0:
             self.expired += 1
             self._refuse(request, "expired", "the caller's deadline had passed before the work was begun")
             return None
         try:
-            args, kwargs = self._decode(envelope, envelope.buffers or ())
+            args, kwargs = self._decode(envelope, buffers)
             if type(args) is not list or type(kwargs) is not dict:
                 raise ValueError
         except errors.PayloadTooLarge as exc:

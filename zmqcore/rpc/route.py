@@ -154,15 +154,9 @@ class Route:
 
     def only(self) -> Target | None:
         """Return the only member there is, if the last look has shown that: then there is nothing to choose."""
-        membership, target = self._balancer.only
         watch = self._watch
-        if (
-            membership is not None
-            and not self._closed
-            and membership is (self._fixed if watch is None else watch.current)
-        ):
-            return target
-        return None
+        membership, target = self._balancer.only
+        return target if membership is (self._fixed if watch is None else watch.current) else None
 
     def choose(self, membership: Membership, retry: Retry) -> Target | None:
         """Return the member whose turn it is, counted as having one more call; None if all have been tried."""
@@ -213,6 +207,7 @@ class Route:
     def close(self) -> None:
         """Stop watching the topic's membership. Twice is fine."""
         self._closed = True
+        self._balancer.only = (None, None)
         with self._lock:
             watch, self._watch = self._watch, None
         if watch is not None:
