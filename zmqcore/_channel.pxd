@@ -22,12 +22,20 @@ cdef enum Outcome:
     OUTCOME_CANCELLED = 5
     OUTCOME_MALFORMED = 6
 
+# To whom a reply goes.
+cdef enum Reply:
+    TO_NOBODY = 0               # none is expected
+    TO_WAITER = 1               # the thread that has sent the request waits for it
+    TO_WHOEVER_LOOKS = 2        # nobody waits yet; its deadline is kept all the same
+    TO_CALLBACK = 3             # and a callback is to be called as soon as it is there
+
 cdef class Pending:
     cdef Channel channel
     cdef Envelope reply
     cdef Waiter waiter          # of the thread that waits for it, if any
     cdef list joined            # further threads that wait for it, each as a Pending of its own
     cdef object callback
+    cdef bint hurried           # the callback is to be called as soon as this has ended
     cdef size_t size            # of the message that a sender wants to send
     cdef uint64_t id
     cdef int64_t started
@@ -61,7 +69,8 @@ cdef class Channel:
     cdef bint watched           # the leader is in poll(2): senders must keep the edge-trigger rule
     cdef dict followers         # Pending -> None, in order of arrival: whose threads are parked
     cdef list finished          # Pendings with a callback that has not been called yet
-    cdef list expiring          # heap of (deadline, id) of Pendings with a callback
+    cdef list expiring          # heap of (deadline, id) of Pendings whose sender does not wait
+    cdef uint64_t n_hurried     # of those, how many are hurried
     cdef Py_ssize_t inside      # threads between waiting and leaving; the last one out closes a closed socket
     cdef object attention       # called with the channel when a Pending has nobody who waits for it; or None
     cdef bint attended
@@ -77,7 +86,8 @@ cdef class Channel:
     cpdef Envelope call(
         self, bytes topic, str method, body, list buffers, bytes metadata, int codec, timeout)
     cpdef Pending submit(
-        self, bytes topic, str method, body, list buffers, bytes metadata, int codec, timeout, callback)
+        self, bytes topic, str method, body, list buffers, bytes metadata, int codec, timeout, callback,
+        bint hurry=*)
     cpdef Pending submit_nowait(
         self, bytes topic, str method, body, list buffers, bytes metadata, int codec, timeout, callback)
     cpdef uint64_t send(
@@ -90,7 +100,7 @@ cdef class Channel:
     cdef bint is_clean(self) noexcept
     cdef Pending _start(
         self, int kind, bytes topic, str method, body, list buffers, bytes metadata, int codec, int64_t started,
-        int64_t deadline, object callback, bint expects_reply, bint carries_deadline=*, bint wait=*)
+        int64_t deadline, object callback, int reply, bint carries_deadline=*, bint wait=*)
     cdef int _send(
         self, Parcel *parcel, Pending pending, int64_t deadline, bint carries_deadline, bint expects_reply,
         bint wait) except -1

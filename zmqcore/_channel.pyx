@@ -126,6 +126,18 @@ cdef class Pending:
         """Give the request up; a reply that still comes is dropped. Return whether it was still waiting."""
         return self.channel._cancel(self)
 
+    @property
+    def cancelled(self) -> bool:
+        """Whether it has ended by cancel()."""
+        return self.outcome == OUTCOME_CANCELLED
+
+    def notify(self, callback) -> bool:
+        """Have ``callback(pending)`` called as soon as this has ended, instead of the one given to submit().
+
+        Return False, and change nothing, if it has ended already.
+        """
+        return self.channel._notify(self, callback)
+
     def __repr__(self) -> str:
         names = ("waiting", "done", "lost", "closed", "expired", "cancelled", "malformed")
         return f"<Pending {self.id} on {self.channel.endpoint} {names[self.outcome]}>"
@@ -138,7 +150,7 @@ cdef class Channel:
     ``max_buffers`` one message in either direction. ``spin`` is how long, in seconds, a wait polls without
     blocking first. ``configure(socket)`` is called before connecting, e.g. to set keys. ``attention(channel)`` is
     called, outside any lock, when a submitted request may end while nobody waits for it: who is responsible then
-    calls attend() until it returns None.
+    calls attend() until it returns None, at once whenever ``fd`` is readable unless the channel is ``unhurried``.
 
     Thread-safe. After a fork the child cannot use it (Closed). Costs two file descriptors.
     """
@@ -198,7 +210,7 @@ cdef class Channel:
         cdef int64_t started = now_ns()
         cdef int64_t deadline = deadline_from(started, timeout)
         cdef Pending pending = self._start(
-            KIND_CALL, topic, method, body, buffers, metadata, codec, started, deadline, None, True)
+            KIND_CALL, topic, method, body, buffers, metadata, codec, started, deadline, None, TO_WAITER)
         if pending.outcome == OUTCOME_WAITING:
             try:
                 self._await(pending, deadline)
@@ -209,18 +221,18 @@ cdef class Channel:
 
     cpdef Pending submit(
         self, bytes topic, str method, body, list buffers, bytes metadata, int codec, timeout, callback,
+        bint hurry=True,
     ):
-        """Send a call and return at once; ``callback(pending)`` is called once when it has ended.
+        """Send a call and return at once; ``callback(pending)``, unless None, is called once when it has ended.
 
         The callback runs on whichever thread drives the channel, outside its lock; what it raises is reported by
-        ``sys.unraisablehook``. Errors while sending are raised here, and the callback is not called then.
+        ``sys.unraisablehook``. Errors while sending are raised here, and the callback is not called then. Without
+        ``hurry`` it may be called some ms late, unless somebody waits.
         """
-        if callback is None:
-            raise TypeError("callback must be callable, not None")
         cdef int64_t started = now_ns()
         return self._start(
             KIND_CALL, topic, method, body, buffers, metadata, codec, started, deadline_from(started, timeout),
-            callback, True)
+            callback, TO_CALLBACK if callback is not None and hurry else TO_WHOEVER_LOOKS)
 
     cpdef Pending submit_nowait(
         self, bytes topic, str method, body, list buffers, bytes metadata, int codec, timeout, callback,
@@ -229,7 +241,7 @@ cdef class Channel:
         cdef int64_t started = now_ns()
         return self._start(
             KIND_CALL, topic, method, body, buffers, metadata, codec, started, deadline_from(started, timeout),
-            callback, True, True, False)
+            callback, TO_CALLBACK, True, False)
 
     cpdef uint64_t send(
         self, str kind, bytes topic, str method, body, list buffers, bytes metadata, int codec, timeout,
@@ -244,7 +256,7 @@ cdef class Channel:
         cdef int64_t started = now_ns() if expires else coarse_now_ns()
         cdef Pending sent = self._start(
             number, topic, method, body, buffers, metadata, codec, started, deadline_from(started, timeout), None,
-            False, expires)
+            TO_NOBODY, expires)
         return sent.id
 
     cpdef uint64_t send_now(
@@ -288,7 +300,7 @@ cdef class Channel:
         """Return the round-trip time, in seconds, to the port's compiled code. Raises as call() does."""
         cdef int64_t started = now_ns()
         cdef int64_t deadline = deadline_from(started, timeout)
-        cdef Pending pending = self._start(KIND_PING, b"", "", b"", None, b"", 0, started, deadline, None, True)
+        cdef Pending pending = self._start(KIND_PING, b"", "", b"", None, b"", 0, started, deadline, None, TO_WAITER)
         if pending.outcome == OUTCOME_WAITING:
             try:
                 self._await(pending, deadline)
@@ -465,6 +477,11 @@ cdef class Channel:
         return self.leader is not None
 
     @property
+    def unhurried(self) -> bool:
+        """Whether it is enough to call attend() every few ms: a thread polls the socket, or no callback is due."""
+        return self.leader is not None or (self.n_hurried == 0 and self.on_clean is None)
+
+    @property
     def fd(self) -> int:
         """The descriptor that becomes readable when attend() has something to do (edge-triggered)."""
         return self.shared.fd
@@ -503,7 +520,7 @@ cdef class Channel:
 
     cdef Pending _start(
         self, int kind, bytes topic, str method, body, list buffers, bytes metadata, int codec, int64_t started,
-        int64_t deadline, object callback, bint expects_reply, bint carries_deadline=True, bint wait=True,
+        int64_t deadline, object callback, int reply, bint carries_deadline=True, bint wait=True,
     ):
         """Pack and send a message; return its Pending, which is registered if a reply is expected."""
         cdef Parcel parcel
@@ -531,19 +548,23 @@ cdef class Channel:
         parcel_pack(&parcel, &header, topic, method, metadata, body, buffers, self.max_bytes, self.max_buffers)
         self.shared.enter()
         try:
-            self._send(&parcel, pending, deadline, carries_deadline, expects_reply, wait)
-            if expects_reply:
+            self._send(&parcel, pending, deadline, carries_deadline, reply != TO_NOBODY, wait)
+            if reply != TO_NOBODY:
                 self.n_calls += 1
             else:
                 self.n_casts += 1
-            if callback is not None:
+            if reply >= TO_WHOEVER_LOOKS:
+                if reply == TO_CALLBACK:
+                    pending.hurried = True
+                    self.n_hurried += 1
                 if len(self.expiring) > 64 + 2 * len(self.pending):
                     # Most have ended before their deadlines, behind one that has not.
                     self.expiring = [entry for entry in self.expiring if entry[1] in self.pending]
                     heapq.heapify(self.expiring)
                 heapq.heappush(self.expiring, (deadline, pending.id))
                 # Who attends sleeps until the deadline that was the first one.
-                attend = not self.attended or self.expiring[0][1] == pending.id
+                attend = not self.attended or self.expiring[0][1] == pending.id or (
+                    reply == TO_CALLBACK and self.n_hurried == 1)
         finally:
             self._unlock()
             parcel_close(&parcel)
@@ -988,6 +1009,9 @@ cdef class Channel:
         """End ``pending``, which has been taken out of the tables, and wake or note whom it concerns."""
         cdef Pending joined
         pending.outcome = outcome
+        if pending.hurried:
+            pending.hurried = False
+            self.n_hurried -= 1
         if pending.callback is not None:
             self.finished.append(pending)
         if pending.joined is not None:
@@ -1056,6 +1080,26 @@ cdef class Channel:
             return True
         finally:
             self._unlock()
+
+    def _notify(self, Pending pending not None, callback not None) -> bool:
+        cdef bint attend = False
+        # Referred to until the lock is released: its finalizer is user code.
+        _previous = pending.callback
+        self._check()
+        self.shared.enter()
+        try:
+            if pending.outcome != OUTCOME_WAITING:
+                return False
+            pending.callback = callback
+            if not pending.hurried:
+                pending.hurried = True
+                self.n_hurried += 1
+                attend = self.n_hurried == 1 and self.loop_thread == 0
+        finally:
+            self._unlock()
+        if attend and self.attention is not None:
+            self.attention(self)
+        return True
 
     cdef Envelope _result(self, Pending pending):
         cdef double waited

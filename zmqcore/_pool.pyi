@@ -85,8 +85,9 @@ class ChannelPool:
         buffers: list[Any] | None,
         metadata: bytes,
         codec: int,
-        callback: Callable[[Pending], object],
+        callback: Callable[[Pending], object] | None,
         timeout: float | None,
+        hurry: bool = True,
     ) -> Pending: ...
     def pin(self, endpoint: str) -> None: ...
     def unpin(self, endpoint: str) -> None: ...

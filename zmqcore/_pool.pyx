@@ -406,7 +406,7 @@ cdef class ChannelPool:
 
     def submit(
         self, str endpoint not None, bytes topic, str method, body, list buffers, bytes metadata, int codec,
-        callback, timeout,
+        callback, timeout, hurry: bool = True,
     ) -> Pending:
         """acquire(), Channel.submit() and release() in one; ``timeout`` in seconds bounds acquire and call together.
 
@@ -419,7 +419,7 @@ cdef class ChannelPool:
             channel = self.acquire(endpoint, timeout)
             timeout = _left(deadline)
         try:
-            return channel.submit(topic, method, body, buffers, metadata, codec, timeout, callback)
+            return channel.submit(topic, method, body, buffers, metadata, codec, timeout, callback, hurry)
         finally:
             self.release(channel)
 

@@ -21,8 +21,9 @@ __all__ = ["Attendant"]
 
 _logger = logging.getLogger("zmqcore.attendant")
 
-#: While somebody else leads a channel, look after it only now and then, in seconds.
-_LED_INTERVAL = 0.005
+#: How often to look after a channel that is in no hurry, in seconds: waking up for each reply would only take the
+#: interpreter from who waits for it.
+_UNHURRIED_INTERVAL = 0.005
 
 
 class Attended(Protocol):
@@ -31,7 +32,7 @@ class Attended(Protocol):
     @property
     def fd(self) -> int: ...
     @property
-    def led(self) -> bool: ...
+    def unhurried(self) -> bool: ...
     def attend(self) -> float | None: ...
 
 
@@ -169,8 +170,8 @@ class _Work:
             if left is None:
                 continue
             self.channels.add(channel)
-            if channel.led:
-                left = min(left, _LED_INTERVAL)
+            if channel.unhurried:
+                left = min(left, _UNHURRIED_INTERVAL)
             else:
                 fds.append(channel.fd)
             timeout = left if timeout is None else min(timeout, left)

@@ -102,6 +102,37 @@ def test_without_an_attendant_the_waiter_keeps_the_deadline(
     assert collector.ended == [pending]
 
 
+def test_without_a_callback_who_asks_is_told(
+    attended: tuple[Channel, Any], until: Callable[..., None]
+) -> None:
+    """Nobody waits: the attendant keeps the deadline and takes the reply, if not at once."""
+    channel, _ = attended
+    pending = channel.submit(b"t", "echo", b"x", None, b"", 1, LONG, None)
+    expiring = channel.submit(b"t", "silent", b"", None, b"", 1, 0.05, None)
+    assert channel.unhurried
+    until(lambda: pending.done and expiring.done, "the end of both")
+    assert bytes(pending.envelope().body) == b"x"
+    with pytest.raises(errors.DeadlineExceeded):
+        expiring.envelope()
+    assert not pending.cancelled
+
+
+def test_who_wants_to_be_told_can_say_so_later(attended: tuple[Channel, Any]) -> None:
+    channel, _ = attended
+    collector, other = Collector(2), Collector()
+    first = channel.submit(b"t", "after", b"50", None, b"", 1, LONG, None)
+    second = channel.submit(b"t", "after", b"50", None, b"", 1, LONG, other, hurry=False)
+    assert channel.unhurried
+    assert first.notify(collector)
+    assert second.notify(collector)
+    assert not channel.unhurried
+    collector.wait()
+    assert other.ended == []
+    assert channel.unhurried
+    assert not first.notify(other)
+    assert other.ended == []
+
+
 def test_another_threads_call_takes_my_reply_and_calls_back(
     start_server: Callable[..., Any], connect: Callable[..., Channel]
 ) -> None:
@@ -120,8 +151,6 @@ def test_errors_while_sending_are_raised_and_not_called_back(
     collector = Collector()
     with pytest.raises(errors.PayloadTooLarge, match="the limit is 1000"):
         submit(channel, "echo", bytes(2000), callback=collector)
-    with pytest.raises(TypeError, match="callback"):
-        channel.submit(b"t", "echo", b"", None, b"", 1, 1.0, None)  # type: ignore[arg-type]
     channel.close()
     with pytest.raises(errors.Closed):
         submit(channel, "echo", callback=collector)

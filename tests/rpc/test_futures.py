@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import contextlib
 import random
@@ -42,16 +43,24 @@ def gate() -> Iterator[Gate]:
     gate.opened.set()
 
 
-@pytest.fixture
-def client(serve: Callable[..., Server], connect: Callable[..., Client], gate: Gate) -> Iterator[Client]:
-    serve("t", gate, workers=8)
+@pytest.fixture(params=[1, 2])
+def client(
+    request: pytest.FixtureRequest,
+    serve: Callable[..., Server],
+    connect: Callable[..., Client],
+    gate: Gate,
+    until: Until,
+) -> Iterator[Client]:
+    """Of one server, whose calls are not counted, and of two, between which calls are balanced."""
+    for name in "ab"[: request.param]:
+        serve("t", gate, server=name, workers=8)
     client = connect("t")
     yield client
     gate.opened.set()
     assert client.call("echo", 1) == 1
     assert client._node.stats()["pool"]["in_use"] == 0, "a future has kept its channel"
-    assert client._route._balancer._outstanding == 0
-    assert [target.outstanding for target in client._route._balancer._targets] == [0]
+    until(lambda: client._route._balancer._outstanding == 0)
+    assert {target.outstanding for target in client._route._balancer._targets} == {0}
 
 
 def test_the_result_and_the_exception(client: Client) -> None:
@@ -86,6 +95,41 @@ def test_a_call_that_expires_ends_its_future(client: Client) -> None:
     assert isinstance(hurried.submit("wait").exception(), DeadlineExceeded)
     with pytest.raises(DeadlineExceeded):
         hurried.submit("wait").result(timeout=30.0)
+
+
+def test_done_tells_although_nobody_waits(client: Client, gate: Gate, until: Until) -> None:
+    future, hurried = client.submit("wait", 1), client.prepare(timeout=0.05).submit("wait")
+    assert not future.done()
+    until(hurried.done)
+    assert isinstance(hurried.exception(), DeadlineExceeded)
+    assert not future.running()
+    gate.opened.set()
+    until(future.done)
+    assert future.result(timeout=0) == 1
+
+
+def test_who_asks_again_gets_the_same_object(client: Client, running: Running) -> None:
+    future, failing = client.submit("echo", [1]), client.submit("fail")
+    threads = [running(future.result) for _ in range(4)]
+    first = future.result()
+    assert all(thread.result() is first for thread in threads)
+    assert failing.exception() is failing.exception()
+    concurrent.futures.wait([future, failing], 30.0)
+    assert future.result() is first
+
+
+def test_asyncio_can_wait_for_it(client: Client, gate: Gate) -> None:
+    async def main() -> None:
+        assert await asyncio.wrap_future(client.submit("echo", 1)) == 1
+        with pytest.raises(RemoteError):
+            await asyncio.wrap_future(client.submit("fail"))
+        waited = client.submit("wait")
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(asyncio.wrap_future(waited), 0.05)
+        assert waited.cancelled()
+
+    asyncio.run(main())
+    gate.opened.set()
 
 
 def test_wait_and_as_completed_need_nobody_to_drive(client: Client, gate: Gate) -> None:

@@ -19,7 +19,7 @@ PATIENCE = 30.0
 class Channel:
     """A channel that asks to be attended to ``turns`` times, and again whenever its fd becomes readable."""
 
-    led = False
+    unhurried = False
 
     def __init__(self, turns: int = 1, pause: float = 0.0) -> None:
         self.fd, self._write = os.pipe()
@@ -110,7 +110,7 @@ def test_a_channel_that_somebody_leads_is_not_polled_but_looked_after(
     attendant: Attendant, channel: Callable[..., Channel]
 ) -> None:
     one = channel(10, 3600.0)
-    one.led = True
+    one.unhurried = True
     attendant.attend(one)
     _until(lambda: one.attended == 10)
 

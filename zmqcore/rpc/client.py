@@ -17,7 +17,7 @@ from zmqcore.rpc.balancing import Target
 from zmqcore.rpc.base_client import BaseClient
 from zmqcore.rpc.future import CallFuture
 from zmqcore.rpc.results import Fanout, Gathered
-from zmqcore.rpc.route import check_time
+from zmqcore.rpc.route import Message, check_time
 
 __all__ = ["Client"]
 
@@ -59,7 +59,7 @@ class Client(BaseClient):
         if target is not None and _inherited() is None:
             # Most calls go this way: nothing to choose, no lock to take.
             try:
-                return self._call(target.endpoint, *request, self.timeout)
+                return self._call(target, *request, self.timeout)
             except errors.Unreachable:
                 pass
             except errors.PeerLost as exc:
@@ -74,8 +74,12 @@ class Client(BaseClient):
     ) -> tuple[T, Target]:
         return self._route.place(operate, arguments, self.discovery_timeout, deadline)
 
-    def _call(self, endpoint: str, *request: Any) -> Any:
+    def _call(self, target: Target, *request: Any) -> Any:
+        endpoint = target.endpoint
         return faults.outcome(self._pool.call(endpoint, *request), self._codec, endpoint)
+
+    def _send(self, target: Target, *request: Any) -> None:
+        self._pool.send(target.endpoint, *request)
 
     def cast(self, method: str, /, *args: Any, **kwargs: Any) -> None:
         """Have ``method`` run on one server; return once the message has been handed to a live connection.
@@ -95,7 +99,7 @@ class Client(BaseClient):
         ):
             return  # most casts go this way: nothing to choose, nothing to wait for
         request = ("cast", self._wire, method, body, buffers or None, b"", self._codec_id)
-        _, target = self._place(self._pool.send, request, deadlines.tighten(self.timeout))
+        _, target = self._place(self._send, request, deadlines.tighten(self.timeout))
         self._route.done(target)
 
     def fanout(self, method: str, /, *args: Any, **kwargs: Any) -> Fanout:
@@ -126,7 +130,7 @@ class Client(BaseClient):
         deadline = deadlines.tighten(self.timeout)
         buffers: list[Any] = []
         body = self._codec.encode((args, kwargs), buffers)
-        request = (self._wire, method, body, buffers or None, b"", self._codec_id, _nobody)
+        request = (self._wire, method, body, buffers or None, b"", self._codec_id, None)
         membership = self._route.members(self.discovery_timeout, deadline)
         gathered = Gathered(membership.epoch)
         started: list[tuple[Target, Pending]] = []
@@ -196,11 +200,23 @@ class Client(BaseClient):
         """
         buffers: list[Any] = []
         body = self._codec.encode((args, kwargs), buffers)
+        started = time.monotonic()
         future = CallFuture(self._route, self._codec)
-        request = (self._wire, method, body, buffers or None, b"", self._codec_id, future.settle)
-        pending, target = self._place(self._pool.submit, request, deadlines.tighten(self.timeout))
-        future.sent(pending, target)
+        request = (self._wire, method, body, buffers or None, b"", self._codec_id)
+        target = self._route.only()
+        if target is not None and _inherited() is None:
+            try:
+                future.sent(self._pool.submit(target.endpoint, *request, None, self.timeout), target.endpoint)
+                return future
+            except (errors.Unreachable, errors.PeerLost):
+                pass  # certainly not executed: it has not left
+        self._place(self._submit, (future, request), deadlines.tighten(self.timeout, started))
         return future
+
+    def _submit(self, target: Target, future: CallFuture, request: Message, timeout: float | None) -> None:
+        settle = future.counted(target).settle
+        pending = self._pool.submit(target.endpoint, *request, settle, timeout, hurry=False)
+        future.sent(pending, target.endpoint)
 
     # -- the client itself -----------------------------------------------------------------------------------
 
@@ -215,7 +231,3 @@ class Client(BaseClient):
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _nobody(_: Pending) -> None:
-    """Gather waits for its requests itself."""

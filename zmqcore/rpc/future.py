@@ -6,6 +6,7 @@ import concurrent.futures
 import contextvars
 import threading
 import time
+from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING
 from typing import Any
 
 from zmqcore._channel import Pending
@@ -17,80 +18,155 @@ from zmqcore.rpc.route import Route
 
 __all__ = ["CallFuture"]
 
+#: Held while a future becomes a watched one, which few do.
+_watching = threading.Lock()
+
 
 class CallFuture(concurrent.futures.Future[Any]):
     """The future of one submitted call. Who waits for it drives the call; when nobody does, the node's thread does.
 
-    The reply may come before submit() itself has returned: whichever of sent() and settle() comes second ends it.
+    Most are asked for their result, once, and nothing else. So it is little more than the channel's Pending at first:
+    that decides, under the channel's lock, how the call ends. The reply is decoded by who asks for it. Only when
+    somebody wants to be told of the end (callbacks, ``concurrent.futures.wait``), which shows by asking for the
+    condition, the future is *watched*: it gets what any Future has, and the channel calls settle().
+
+    Invariants:
+      I1. ``_state`` changes once, to what the ended Pending says; it does not matter which thread writes it.
+      I2. Waiters and callbacks are added, under the condition, only while ``_state`` is PENDING, and told by _tell()
+          after it has changed.
     """
 
+    # What most futures never set is not set for each.
+    _state = PENDING
+    _watched = False
+    _outcome: tuple[Any, BaseException | None] | None = None
+    _target: Target | None = None  # that counts the call; None if nobody does
+
     def __init__(self, route: Route, codec: Codec) -> None:
-        super().__init__()
+        # Not super().__init__(): __getattr__() gives what that would make.
         self._route = route
         self._codec = codec
-        self._lock = threading.Lock()
-        self._pending: Pending | None = None
-        self._target: Target | None = None
-        self._ended = False
 
-    def sent(self, pending: Pending, target: Target) -> None:
-        """The request has left."""
-        with self._lock:
-            self._pending, self._target = pending, target
-            ended = self._ended
-        if ended:
-            self._end(pending, target)
+    def __getattr__(self, name: str) -> Any:
+        if name == "_condition":
+            self._watch()
+            return self.__dict__[name]
+        if name == "_result":
+            return (self._outcome or self._open())[0]
+        if name == "_exception":
+            return (self._outcome or self._open())[1]
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    # -- what Client.submit() and the channel use ------------------------------------------------------------
+
+    def counted(self, target: Target) -> CallFuture:
+        """The call counts as one of ``target``'s: have settle() called in any case. Returns itself."""
+        self._target = target
+        return self
+
+    def sent(self, pending: Pending, endpoint: str) -> None:
+        """The request has left. settle() may have been called before."""
+        self._pending = pending
+        self._endpoint = endpoint
 
     def settle(self, pending: Pending) -> None:
-        """The channel's callback: the request has ended."""
-        with self._lock:
-            self._ended = True
-            target = self._target
+        """The channel's callback: the call has ended."""
+        target = self.__dict__.pop("_target", None)
         if target is not None:
-            self._end(pending, target)
+            self._route.done(target)
+        self._state = CANCELLED_AND_NOTIFIED if pending.cancelled else FINISHED
+        if self._watched:
+            # The user's callbacks run on whichever thread drives the channel: what that thread is about (the deadline
+            # of a request, say) is none of their business.
+            contextvars.Context().run(self._tell)
 
-    def _end(self, pending: Pending, target: Target) -> None:
-        # The user's callbacks run on whichever thread drives the channel: what that thread is about (the deadline of
-        # a request, say) is none of their business.
-        contextvars.Context().run(self._end_apart, pending, target)
+    def _watch(self) -> None:
+        with _watching:
+            if not self._watched:
+                self._waiters: list[Any] = []
+                self._done_callbacks: list[Any] = []
+                self._condition = threading.Condition()
+                self._watched = True
+                if self._state == PENDING and not self._pending.notify(self.settle):
+                    self._look()
 
-    def _end_apart(self, pending: Pending, target: Target) -> None:
+    def _look(self) -> None:
+        """If the call has ended and nobody is to be told of it, that it has ended shows from now on."""
+        pending = self._pending
+        if self._state == PENDING and self._target is None and pending.done:
+            self._state = CANCELLED_AND_NOTIFIED if pending.cancelled else FINISHED
+
+    def _tell(self) -> None:
+        """Wake who waits, and call the callbacks."""
         called_back.set(True)
-        self._route.done(target)
-        if not self.set_running_or_notify_cancel():
-            return
+        if self._state == CANCELLED_AND_NOTIFIED:
+            add = "add_cancelled"
+        else:
+            add = "add_result" if self._exception is None else "add_exception"
+        with self._condition:
+            for waiter in self._waiters:
+                getattr(waiter, add)(self)
+            self._condition.notify_all()
+        self._invoke_callbacks()
+
+    def _open(self) -> tuple[Any, BaseException | None]:
+        """Return the result or the exception; of threads that decode it at once all get what the first has made."""
+        result: Any = None
+        error: BaseException | None = None
         try:
-            self.set_result(faults.outcome(pending.envelope(), self._codec, target.endpoint))
+            result = faults.outcome(self._pending.envelope(), self._codec, self._endpoint)
         except BaseException as exc:  # noqa: BLE001  (whatever it is, it belongs to who waits)
-            self.set_exception(exc)
+            error = exc
+        outcome: tuple[Any, BaseException | None] = self.__dict__.setdefault("_outcome", (result, error))
+        return outcome
+
+    # -- what a Future is ------------------------------------------------------------------------------------
 
     def _drive(self, timeout: float | None) -> float | None:
         """Wait for the call; return what is left of ``timeout``."""
-        pending = self._pending
-        if pending is None or self.done():
-            return timeout
         if timeout is None:
-            pending.wait()
+            self._pending.wait()
             return None
         until = time.monotonic() + timeout
-        pending.wait(timeout)
+        self._pending.wait(timeout)
         return max(0.0, until - time.monotonic())
+
+    def done(self) -> bool:
+        """Whether the call has ended, or was cancelled."""
+        self._look()
+        return self._state != PENDING
+
+    def cancelled(self) -> bool:
+        """Whether the call was cancelled."""
+        return self._pending.cancelled
 
     def result(self, timeout: float | None = None) -> Any:
         """Return the result, or raise what the call raised; TimeoutError if it has not ended in ``timeout`` s."""
-        return super().result(self._drive(timeout))
+        if self._state == PENDING:
+            timeout = self._drive(timeout)
+            self._look()
+        if self._state != FINISHED:
+            return super().result(timeout)
+        result, exc = self._outcome or self._open()
+        if exc is None:
+            return result
+        try:
+            raise exc
+        finally:
+            del exc, self  # its traceback refers to this frame
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Return what the call raised, or None; TimeoutError if it has not ended in ``timeout`` s."""
-        return super().exception(self._drive(timeout))
+        if self._state == PENDING:
+            timeout = self._drive(timeout)
+            self._look()
+        return super().exception(timeout)
 
     def cancel(self) -> bool:
-        """Give the call up, unless it has ended. Whether the server runs it nobody knows."""
-        if not super().cancel():
-            return False
-        pending, target = self._pending, self._target
-        # If cancel() is too late, settle() is on its way and sees that the future was cancelled.
-        if pending is not None and target is not None and pending.cancel():
-            self._route.done(target)
-            self.set_running_or_notify_cancel()
-        return True
+        """Give the call up, unless it has ended; return whether it is cancelled.
+
+        Whether the server runs it nobody knows.
+        """
+        if self._pending.cancel():
+            self.settle(self._pending)
+        return self._pending.cancelled

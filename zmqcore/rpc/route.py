@@ -165,7 +165,7 @@ class Route:
     def place(
         self, operate: Callable[..., T], arguments: tuple[Any, ...], patience: float, deadline: float | None
     ) -> tuple[T, Target]:
-        """Do ``operate(endpoint, *arguments, timeout)`` for the member whose turn it is; return result and target.
+        """Do ``operate(target, *arguments, timeout)`` for the member whose turn it is; return result and target.
 
         ``patience``: how long to wait for a first member, in seconds.
         While it is certain that nothing was executed, another member is tried, or the same one again a little later.
@@ -179,7 +179,7 @@ class Route:
                 try:
                     if len(membership.members) > 1:
                         self._connect(target, deadline)
-                    return operate(target.endpoint, *arguments, check_time(deadline)), target
+                    return operate(target, *arguments, check_time(deadline)), target
                 except (errors.Unreachable, errors.PeerLost, errors.Overloaded) as exc:
                     self.done(target)
                     retry.failed(target, exc)
