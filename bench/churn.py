@@ -218,7 +218,7 @@ CAUSES = (
     "expired_lifetime",
     "lost",
     "goodbyes",
-    "silent",
+    "dead",
     "abandoned",
     "failed",
     "closed",

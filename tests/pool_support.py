@@ -71,7 +71,7 @@ def adds_up(stats: dict[str, Any]) -> None:
     assert all(value >= 0 for value in now.values()), stats
     assert sum(now.values()) == stats["open"] <= stats["max_sockets"]
     causes = (
-        "evicted_clean", "evicted_draining", "expired_idle", "expired_lifetime", "lost", "goodbyes", "silent",
+        "evicted_clean", "evicted_draining", "expired_idle", "expired_lifetime", "lost", "goodbyes", "dead",
         "abandoned", "failed", "closed",
     )  # fmt: skip
     left = sum(stats[name] for name in causes)

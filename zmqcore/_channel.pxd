@@ -79,7 +79,6 @@ cdef class Channel:
     cdef int64_t drain_deadline
     cdef int64_t last_drain
     cdef int64_t last_heard     # when anything came last
-    cdef bint suspect           # a call has expired and nothing at all has come since it was sent
 
     cdef uint64_t n_calls, n_casts, n_replies, n_late, n_garbage, n_timeouts, n_lost, n_window_waits, n_received_bytes
 
@@ -126,7 +125,7 @@ cdef class Channel:
     cdef int _take_buffers(self, Envelope envelope, zc_msg_t *message) except -1
     cdef int _hello(self, Envelope envelope) except -1
     cdef int _part(self) except -1
-    cdef int _probe(self) except -1
+    cdef int _ask_for_hello(self) except -1
     cdef int _finish(self, Pending pending, int outcome) except -1
     cdef int _lose(self, str reason) except -1
     cdef int _end_all(self, int outcome) except -1

@@ -34,6 +34,7 @@ class Channel:
         window_bytes: int = ...,
         max_bytes: int = ...,
         max_buffers: int = 1024,
+        liveness: float = 5.0,
         spin: float = 60e-6,
         configure: Callable[[zmq.Socket[bytes]], object] | None = None,
         attention: Callable[[Channel], object] | None = None,
@@ -108,8 +109,6 @@ class Channel:
     def usable(self) -> bool: ...
     @property
     def clean(self) -> bool: ...
-    @property
-    def silent(self) -> bool: ...
     @property
     def led(self) -> bool: ...
     @property

@@ -46,8 +46,8 @@ from zmqcore._frame cimport (
 )
 from zmqcore._libzmq cimport libzmq, raise_errno, zc_msg_t
 from zmqcore._socket cimport (
-    NEVER, SharedSocket, Waiter, coarse_now_ns, deadline_after, deadline_from, fork_generation, now_ns, waiter_borrow,
-    waiter_return,
+    NEVER, SharedSocket, Waiter, coarse_now_ns, deadline_after, deadline_from, fork_generation, keep_alive, now_ns,
+    waiter_borrow, waiter_return,
 )
 
 from zmqcore import errors
@@ -57,11 +57,11 @@ __all__ = ["Channel", "Pending"]
 
 # A message of this size, in bytes, may go before the port has said what it takes.
 cdef Py_ssize_t UNANNOUNCED_BYTES = 1 << 18
-# A call that expires after this time, in ns, without anything having come, makes its channel suspect. Ten times the
-# interval at which a port acknowledges calls that take long.
-cdef int64_t SILENCE = 1_000_000_000
-# While requests are outstanding and nothing comes, the port is asked this often, in ns, whether it is there.
-cdef int64_t PROBE_INTERVAL = 2_000_000_000
+# While requests are outstanding and nothing comes, the port is asked this often, in ns, for its hello.
+cdef int64_t HELLO_INTERVAL = 2_000_000_000
+# The largest window in messages. A port's libzmq holds 10,000 messages of a connection that nobody takes (its RCVHWM);
+# with more it reads nothing, not even heartbeats, and a busy server would be lost.
+cdef int MOST_WINDOW_MESSAGES = 8192
 # A sender that nobody makes wait looks this often, in ns, whether something has come.
 cdef int64_t LOOK_INTERVAL = 10_000_000
 
@@ -147,7 +147,8 @@ cdef class Channel:
     """Connect to ``endpoint`` with a DEALER socket of ``context``, without waiting for the connection.
 
     ``window_messages`` and ``window_bytes`` bound what is sent and not yet acknowledged, ``max_bytes`` and
-    ``max_buffers`` one message in either direction. ``spin`` is how long, in seconds, a wait polls without
+    ``max_buffers`` one message in either direction. ``liveness`` is after how many seconds a peer that is stopped or
+    cut off is lost; one that is merely busy is not. ``spin`` is how long, in seconds, a wait polls without
     blocking first. ``configure(socket)`` is called before connecting, e.g. to set keys. ``attention(channel)`` is
     called, outside any lock, when a submitted request may end while nobody waits for it: who is responsible then
     calls attend() until it returns None, at once whenever ``fd`` is readable unless the channel is ``unhurried``.
@@ -157,10 +158,13 @@ cdef class Channel:
 
     def __init__(
         self, context: zmq.Context, endpoint: str, *, window_messages: int = 4096, window_bytes: int = 1 << 26,
-        max_bytes: int = 1 << 28, max_buffers: int = 1024, spin: float = 60e-6, configure=None, attention=None,
+        max_bytes: int = 1 << 28, max_buffers: int = 1024, liveness: float = 5.0, spin: float = 60e-6, configure=None,
+        attention=None,
     ):
-        if window_messages < 1 or window_bytes < 1:
-            raise ValueError(f"window of {window_messages} messages and {window_bytes} bytes; both must be at least 1")
+        if not 1 <= window_messages <= MOST_WINDOW_MESSAGES or window_bytes < 1:
+            raise ValueError(
+                f"window of {window_messages} messages and {window_bytes} bytes; both must be at least 1, and the"
+                f" messages at most {MOST_WINDOW_MESSAGES}")
         socket = context.socket(zmq.DEALER)
         try:
             socket.setsockopt(zmq.IMMEDIATE, 1)
@@ -170,6 +174,7 @@ cdef class Channel:
             socket.setsockopt(zmq.RECONNECT_IVL, 20)
             socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
             socket.setsockopt(zmq.MAXMSGSIZE, max_bytes)
+            keep_alive(socket, liveness)
             if configure is not None:
                 configure(socket)
             socket.connect(endpoint)
@@ -343,14 +348,14 @@ cdef class Channel:
         self._check()
         self.shared.enter()
         try:
-            self._probe()
+            self._ask_for_hello()
             self._drain()
             now = now_ns()
             while self.expiring:
                 next_deadline, number = self.expiring[0]
                 pending = self.pending.get(number)
                 if pending is not None and next_deadline > now:
-                    return min((next_deadline - now) / 1e9, PROBE_INTERVAL / 1e9)
+                    return min((next_deadline - now) / 1e9, HELLO_INTERVAL / 1e9)
                 heapq.heappop(self.expiring)
                 if pending is not None:
                     self._expire(pending)
@@ -465,11 +470,6 @@ cdef class Channel:
 
     cdef bint is_clean(self) noexcept:
         return self.acked_id == self.sent_id and not self.pending and not self.senders
-
-    @property
-    def silent(self) -> bool:
-        """Whether a call has expired and nothing at all has come since it was sent: the channel may be dead."""
-        return self.suspect
 
     @property
     def led(self) -> bool:
@@ -774,13 +774,13 @@ cdef class Channel:
                     self.shared.leave()
                     before = now_ns()
                     try:
-                        waiter.wait(self.shared.fd, min(deadline, before + PROBE_INTERVAL), budget)
+                        waiter.wait(self.shared.fd, min(deadline, before + HELLO_INTERVAL), budget)
                     finally:
                         waited = now_ns() - before
                         self.shared.enter()
                         self.watched = False
-                    if now_ns() - before >= PROBE_INTERVAL:
-                        self._probe()
+                    if now_ns() - before >= HELLO_INTERVAL:
+                        self._ask_for_hello()
                 else:
                     if overdue:
                         break
@@ -886,7 +886,6 @@ cdef class Channel:
         cdef bint more = libzmq.msg_more(message)
         self.n_received_bytes += n_bytes
         self.last_heard = coarse_now_ns()
-        self.suspect = False
         if problem != NULL or (not more and header.n_buffers != 0):
             while more:
                 self.shared.receive(message)
@@ -966,15 +965,15 @@ cdef class Channel:
             self._acked(first - 1)
         return 0
 
-    cdef int _probe(self) except -1:
-        """Requests are outstanding, and nothing has come for long: ask whether the port is there.
+    cdef int _ask_for_hello(self) except -1:
+        """Requests are outstanding, and nothing has come for long: see that libzmq has not reconnected unnoticed.
 
-        Should libzmq have reconnected unnoticed, this is the new connection's first message, and the port's hello
-        tells that the requests are lost.
+        If it has, this is the new connection's first message, and the port's hello tells that the requests are lost.
+        A port that is merely busy answers when it can; that it has not is no sign of anything.
         """
         cdef Parcel parcel
         cdef Header header
-        if self.state != STATE_OPEN or not self.pending or coarse_now_ns() - self.last_heard < PROBE_INTERVAL:
+        if self.state != STATE_OPEN or not self.pending or coarse_now_ns() - self.last_heard < HELLO_INTERVAL:
             return 0
         header.kind = KIND_PING
         header.flags = FLAG_FLOW
@@ -1059,12 +1058,9 @@ cdef class Channel:
         return 0
 
     cdef int _expire(self, Pending pending) except -1:
-        """``pending``'s time is over. If nothing has come since it was sent, the channel may be a dead one."""
+        """``pending``'s time is over."""
         self.pending.pop(pending.id, None)
         self.n_timeouts += 1
-        # A port acknowledges what takes long; one that has not even done that for so long may be gone.
-        if self.last_heard < pending.started and now_ns() - pending.started > SILENCE:
-            self.suspect = True
         return self._finish(pending, OUTCOME_EXPIRED)
 
     def _cancel(self, Pending pending not None) -> bool:

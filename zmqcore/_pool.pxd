@@ -22,7 +22,7 @@ cdef enum Cause:
     EXPIRED_LIFETIME = 3
     LOST = 4
     GOODBYE = 5
-    SILENT = 6
+    DEAD = 6                    # its endpoint has been found unreachable
     ABANDONED = 7               # nobody waits for its connection any more
     FAILED = 8                  # the channel could not even be made
     POOL_CLOSED = 9
@@ -46,8 +46,6 @@ cdef class Slot:
     cdef double uses                # decays by half with every idle_ttl
     cdef double jitter              # 0.9 to 1.0: its share of idle_ttl and max_lifetime
     cdef uint64_t opened_before     # the pool's count of openings when it was opened
-    cdef uint64_t seen_ack          # the acknowledgement that maintain() has seen last, and when it was new
-    cdef int64_t seen_ns
     cdef int fd
 
 cdef class Ring:
@@ -97,7 +95,7 @@ cdef class ChannelPool:
     cdef readonly Py_ssize_t max_sockets, max_sockets_per_endpoint, max_waiting
     cdef Py_ssize_t max_protected, batch
     cdef double idle_ttl_ns
-    cdef int64_t max_lifetime_ns, connect_timeout_ns, acquire_timeout_ns, drain_timeout_ns, liveness_ns
+    cdef int64_t max_lifetime_ns, connect_timeout_ns, acquire_timeout_ns, drain_timeout_ns
     cdef set pinned
 
     cdef int64_t now(self) except? -1

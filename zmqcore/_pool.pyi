@@ -1,5 +1,5 @@
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from typing_extensions import Buffer, disjoint_base
 
@@ -11,6 +11,12 @@ __all__ = ["ChannelPool", "default_max_sockets"]
 WAIT_BUCKETS: tuple[float, ...]
 
 def default_max_sockets() -> int: ...
+
+class _Refusal(Protocol):
+    @property
+    def reason(self) -> str: ...
+    @property
+    def final(self) -> bool: ...
 
 @disjoint_base
 class ChannelPool:
@@ -32,8 +38,7 @@ class ChannelPool:
         max_waiting: int = 10_000,
         connect_timeout: float = 2.0,
         drain_timeout: float = 5.0,
-        liveness: float = 10.0,
-        probe: Callable[[str, float], str | None] | None = None,
+        probe: Callable[[str, float], _Refusal | None] | None = None,
         maintenance: Callable[[ChannelPool], object] | None = None,
         clock: Callable[[], float] | None = None,
     ) -> None: ...

@@ -69,11 +69,14 @@ cdef double MOST_USES = 128.0
 # Openings since a channel's own that make its next use count as a return, not as part of its first use.
 cdef uint64_t RETURN_DISTANCE = 4
 
+# maintain() wants to be called at least this often, in seconds: until then what is lost unused holds its place.
+cdef double LONGEST_PAUSE = 2.5
+
 #: Upper bounds of the wait histogram's buckets, in seconds; the last bucket holds all above.
 WAIT_BUCKETS = (0.0001, 0.001, 0.01, 0.1, 1.0, 10.0)
 
 _CAUSES = (
-    "evicted_clean", "evicted_draining", "expired_idle", "expired_lifetime", "lost", "goodbyes", "silent", "abandoned",
+    "evicted_clean", "evicted_draining", "expired_idle", "expired_lifetime", "lost", "goodbyes", "dead", "abandoned",
     "failed", "closed",
 )
 
@@ -195,9 +198,9 @@ cdef class ChannelPool:
     to a tenth, so that channels of one age do not reconnect together.
     ``acquire_timeout``: how long, in seconds, acquire() waits if its caller sets no limit. ``max_waiting``: how many
     threads may wait; a further one is refused at once. ``connect_timeout``: how long an endpoint may take to connect.
-    ``drain_timeout``: how long a channel that is to close may wait for its acknowledgements. ``liveness``: after how
-    many seconds without any answer to what was sent a channel is taken for dead and replaced.
-    ``probe(endpoint, timeout)``: says why an endpoint cannot be reached, or returns None.
+    ``drain_timeout``: how long a channel that is to close may wait for its acknowledgements.
+    ``probe(endpoint, timeout)``: returns why an endpoint cannot be reached (``.reason``, and ``.final`` if it is of no
+    use to go on trying), or None.
     ``maintenance(pool)``: called when the first channel is opened; who is responsible then calls maintain() as it
     says, so that expiry goes on without traffic. ``clock``: monotonic seconds, for tests; what varies by chance is the
     same in each run then.
@@ -208,8 +211,8 @@ cdef class ChannelPool:
     def __init__(
         self, connect, *, max_sockets: int | None = None, max_sockets_per_endpoint: int = 1, idle_ttl: float = 300.0,
         max_lifetime: float = 3600.0, acquire_timeout: float = 30.0, max_waiting: int = 10_000,
-        connect_timeout: float = 2.0, drain_timeout: float = 5.0, liveness: float = 10.0, probe=None,
-        maintenance=None, clock=None,
+        connect_timeout: float = 2.0, drain_timeout: float = 5.0, probe=None, maintenance=None,
+        clock=None,
     ):
         self.max_sockets = default_max_sockets() if max_sockets is None else max_sockets
         if self.max_sockets < 1:
@@ -220,7 +223,7 @@ cdef class ChannelPool:
             raise ValueError(f"max_waiting is {max_waiting}; it must not be negative")
         for name, seconds in (
             ("idle_ttl", idle_ttl), ("max_lifetime", max_lifetime), ("acquire_timeout", acquire_timeout),
-            ("connect_timeout", connect_timeout), ("drain_timeout", drain_timeout), ("liveness", liveness),
+            ("connect_timeout", connect_timeout), ("drain_timeout", drain_timeout),
         ):
             if not 0 < seconds <= 1e9:
                 raise ValueError(f"{name} is {seconds!r} s; it must be above 0 and at most 10**9")
@@ -234,7 +237,6 @@ cdef class ChannelPool:
         self.connect_timeout_ns = <int64_t>(connect_timeout * 1e9)
         self.acquire_timeout_ns = <int64_t>(acquire_timeout * 1e9)
         self.drain_timeout_ns = <int64_t>(drain_timeout * 1e9)
-        self.liveness_ns = <int64_t>(liveness * 1e9)
         self.connect = connect
         self.probe = probe
         self.maintenance = maintenance
@@ -471,8 +473,7 @@ cdef class ChannelPool:
         if slots is None:
             return None
         for slot in slots:
-            if slot.stage == STAGE_OPEN and (
-                    slot.channel.state > STATE_OPEN or slot.channel.goodbye or slot.channel.suspect):
+            if slot.stage == STAGE_OPEN and (slot.channel.state > STATE_OPEN or slot.channel.goodbye):
                 continue
             if best is None or slot.users < best.users:
                 best = slot
@@ -566,13 +567,11 @@ cdef class ChannelPool:
             return FAILED
         if slot.stage == STAGE_CONNECTING:
             # Nobody waits for the connection any more; it may still come, but takes no place for that.
-            return ABANDONED
+            return DEAD if slot.unreachable else ABANDONED
         if channel.goodbye:
             return GOODBYE
         if channel.state > STATE_OPEN:
             return LOST
-        if channel.suspect:
-            return SILENT
         if now > slot.dies and not slot.persistent:
             return EXPIRED_LIFETIME
         return STAYS
@@ -697,7 +696,7 @@ cdef class ChannelPool:
         return ring.anchor.behind
 
     cdef list _retire_stale(self, Table table, str endpoint):
-        """Take channels to ``endpoint`` that are lost, silent, or whose server takes nothing new, out of use.
+        """Take channels to ``endpoint`` that are lost, or whose server takes nothing new, out of use.
 
         Returns those to drain; one that is still in use drains when it is released.
         """
@@ -1036,14 +1035,16 @@ cdef class ChannelPool:
                 raise self._unreachable(slot.endpoint, f"tried for {(now - started) / 1e9:.3g} s")
             final = False
             if self.probe is not None and now < until:
-                reason = self.probe(channel.endpoint, max(0.001, min(until - now, 250_000_000) / 1e9))
-                # One that times out, or meets a full backlog, may only have been unlucky.
-                final = reason is not None and "timed out" not in reason and "backlog" not in reason
+                refusal = self.probe(channel.endpoint, max(0.001, min(until - now, 250_000_000) / 1e9))
+                if refusal is None:
+                    reason = "it accepts connections, but does not speak ZeroMQ"
+                else:
+                    reason, final = refusal.reason, refusal.final
             now = now_ns()
             if channel.state == STATE_OPEN:
                 continue
             if final or now >= limit:
-                self._note_failure(table, slot, reason or "it accepts connections, but does not speak ZeroMQ")
+                self._note_failure(table, slot, reason)
                 raise self._unreachable(slot.endpoint, f"tried for {(now - started) / 1e9:.3g} s")
             if now >= deadline:
                 # The caller had too little time to tell; that is no failure to remember.
@@ -1112,7 +1113,7 @@ cdef class ChannelPool:
         return self.idle_ttl_ns * slot.jitter * min(LONGEST_TTL, 1 + log2(max(slot.uses, 1.0)))
 
     def maintain(self) -> float | None:
-        """Expire what is overdue, notice channels that have been lost or gone silent, count out what has gone.
+        """Expire what is overdue, notice channels that have been lost, count out what has gone.
 
         Never waits. Returns after how many seconds it wants to be called again; None when the pool is empty.
         """
@@ -1120,7 +1121,6 @@ cdef class ChannelPool:
         cdef Slot slot
         cdef Channel channel
         cdef int64_t now = self.now()
-        cdef int64_t real = now_ns()
         cdef int cause
         cdef list overdue = []
         table.enter()
@@ -1137,22 +1137,11 @@ cdef class ChannelPool:
                     # Takes acknowledgements or a goodbye, or notices that the connection has gone.
                     channel.look()
                 except errors.ZmqcoreError:
-                    channel.suspect = True      # e.g. its context has been closed
+                    channel.close()     # e.g. its context has been closed
         table.enter()
         try:
             for slot in everything:
-                if slot.stage != STAGE_OPEN or slot.stale:
-                    continue
-                channel = slot.channel
-                if channel.acked_id == channel.sent_id:
-                    slot.seen_ns = 0
-                else:
-                    if not slot.seen_ns or slot.seen_ack != channel.acked_id:
-                        slot.seen_ack = channel.acked_id
-                        slot.seen_ns = real
-                    elif real - slot.seen_ns > self.liveness_ns and channel.last_heard < slot.seen_ns:
-                        channel.suspect = True
-                if slot.users:
+                if slot.stage != STAGE_OPEN or slot.stale or slot.users:
                     continue
                 cause = self._fate(slot, now)
                 if cause == STAYS and not slot.persistent and now - slot.last_used > self._ttl_ns(slot):
@@ -1179,8 +1168,7 @@ cdef class ChannelPool:
                 return 0.01
         finally:
             table.leave()
-        pause = min(min(self.idle_ttl_ns, <double>self.max_lifetime_ns) / 1e10, self.liveness_ns / 4e9)
-        return min(30.0, max(0.05, pause))
+        return min(LONGEST_PAUSE, max(0.05, min(self.idle_ttl_ns, <double>self.max_lifetime_ns) / 1e10))
 
     def close(self, timeout: float = 5.0) -> bool:
         """Refuse everything new, wake every waiter with Closed, drain up to ``timeout`` seconds, close all channels.

@@ -48,6 +48,7 @@ class Port:
         max_bytes: int = ...,
         max_buffers: int = 1024,
         high_water: int = 10_000,
+        liveness: float = 5.0,
         spin: float = 60e-6,
         configure: Callable[[zmq.Socket[bytes]], object] | None = None,
     ) -> None: ...

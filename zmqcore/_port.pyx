@@ -30,7 +30,9 @@ from zmqcore._frame cimport (
     sent_buffers_held,
 )
 from zmqcore._libzmq cimport ZMQ_DONTWAIT, ZMQ_SNDMORE, libzmq, raise_errno, zc_msg_t
-from zmqcore._socket cimport NEVER, SharedSocket, Waiter, deadline_after, coarse_now_ns, fork_generation, now_ns
+from zmqcore._socket cimport (
+    NEVER, SharedSocket, Waiter, coarse_now_ns, deadline_after, fork_generation, keep_alive, now_ns,
+)
 
 from zmqcore import errors
 
@@ -42,7 +44,7 @@ cdef enum:
     ACK_MESSAGES = 256
     ACK_BYTES = 1 << 20
 
-cdef int64_t ACK_CALLS_AFTER = 100_000_000      # ns; well below any sensible liveness interval
+cdef int64_t ACK_CALLS_AFTER = 100_000_000      # ns; below the time that anybody drains for
 cdef int64_t PRUNE_EVERY = 30_000_000_000       # ns
 cdef int64_t PRUNE_SILENT_FOR = 60_000_000_000  # ns
 
@@ -116,7 +118,8 @@ cdef class Port:
     """Bind a ROUTER socket of ``context`` to each of ``endpoints`` (``tcp://127.0.0.1:*`` takes a free port).
 
     ``max_bytes`` and ``max_buffers`` bound one message in either direction; ``high_water`` is how many replies may
-    wait for one peer that does not read them before further ones are dropped and counted. ``spin`` is how long, in
+    wait for one peer that does not read them before further ones are dropped and counted. After ``liveness`` seconds
+    a peer that is stopped or cut off is disconnected. ``spin`` is how long, in
     seconds, receive() polls without blocking first. ``configure(socket)`` is called before binding. Raises OSError
     or zmq.ZMQError when an endpoint cannot be bound.
 
@@ -125,7 +128,7 @@ cdef class Port:
 
     def __init__(
         self, context: zmq.Context, endpoints, *, max_bytes: int = 1 << 28, max_buffers: int = 1024,
-        high_water: int = 10_000, spin: float = 60e-6, configure=None,
+        high_water: int = 10_000, liveness: float = 5.0, spin: float = 60e-6, configure=None,
     ):
         socket = context.socket(zmq.ROUTER)
         bound = []
@@ -136,6 +139,7 @@ cdef class Port:
             socket.setsockopt(zmq.LINGER, 0)
             socket.setsockopt(zmq.MAXMSGSIZE, max_bytes)
             socket.setsockopt(zmq.BACKLOG, 1024)
+            keep_alive(socket, liveness)
             if configure is not None:
                 configure(socket)
             for endpoint in endpoints:

@@ -256,6 +256,27 @@ def _after_fork_in_child():
 os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
+# -- liveness -----------------------------------------------------------------------------------------------
+
+# A third of the limit until the next heartbeat, and this share of it for the answer: together a little less than all.
+cdef double _ANSWER_SHARE = 0.6
+
+
+cdef int keep_alive(socket, double liveness) except -1:
+    """Have libzmq break every connection of ``socket``, which has none yet, on which the peer is not heard.
+
+    ``liveness`` is the limit in seconds, 0.1 to 86,400. ZMTP's heartbeats are answered by the peer's I/O thread, which
+    needs no GIL: a peer that computes is heard, one that is stopped or cut off is not. libzmq sends none while a
+    message is half written, so TCP has the limit as well (TCP_USER_TIMEOUT, tcp(7)), where there is such an option.
+    """
+    if not 0.1 <= liveness <= 86_400:
+        raise ValueError(f"liveness is {liveness!r} s; it must be at least 0.1 and at most 86,400")
+    socket.setsockopt(zmq.HEARTBEAT_IVL, int(liveness * 1000 / 3))
+    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, int(liveness * 1000 * _ANSWER_SHARE))
+    socket.setsockopt(zmq.TCP_MAXRT, int(liveness * 1000 * _ANSWER_SHARE))
+    return 0
+
+
 # -- waiting ------------------------------------------------------------------------------------------------
 
 @cython.final

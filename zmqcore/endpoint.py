@@ -12,7 +12,7 @@ from typing import Final
 
 from zmqcore.errors import InvalidEndpoint
 
-__all__ = ["INPROC_LIMIT_BYTES", "IPC_LIMIT_BYTES", "Endpoint", "probe"]
+__all__ = ["INPROC_LIMIT_BYTES", "IPC_LIMIT_BYTES", "Endpoint", "Refusal", "probe"]
 
 #: ``sun_path`` has 108 bytes on Linux and 104 elsewhere; libzmq keeps one for a NUL, also in ``@name``.
 IPC_LIMIT_BYTES: Final = 107 if sys.platform == "linux" else 103
@@ -143,7 +143,21 @@ def _parse_tcp(text: str, rest: str, bind: bool) -> Endpoint:
     return Endpoint("tcp", host, int(port_text))
 
 
-def probe(endpoint: str, timeout: float) -> str | None:
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why nothing can be reached at an endpoint, as ``reason``, which is also its ``str()``.
+
+    ``final`` is false if another try may well succeed: no answer in time, or a full backlog.
+    """
+
+    reason: str
+    final: bool = True
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+def probe(endpoint: str, timeout: float) -> Refusal | None:
     """Say why nothing can be reached at ``endpoint``, or return ``None`` if something accepts there.
 
     A plain ``connect()`` that libzmq has no part in, closed at once. It takes at most ``timeout`` seconds for
@@ -163,13 +177,13 @@ def probe(endpoint: str, timeout: float) -> str | None:
         try:
             found = socket.getaddrinfo(where.host, where.port, type=socket.SOCK_STREAM)
         except OSError as exc:
-            return f"{where.host}: {_reason(exc)}"
+            return Refusal(f"{where.host}: {_reason(exc)}")
         targets = [(family, address) for family, _, _, _, address in found]
     deadline = time.monotonic() + timeout
-    reason = ""
+    refusal: Refusal | None = None
     for family, address in targets:
         left = deadline - time.monotonic()
-        if left <= 0 and reason:
+        if left <= 0 and refusal is not None:
             break
         try:
             with socket.socket(family, socket.SOCK_STREAM) as sock:
@@ -177,15 +191,17 @@ def probe(endpoint: str, timeout: float) -> str | None:
                 sock.settimeout(max(left, 1e-3))
                 sock.connect(address)  # type: ignore[arg-type]
         except TimeoutError:
-            reason = f"timed out after {timeout:g} s"
+            refusal = Refusal(f"timed out after {timeout:g} s", final=False)
         except BlockingIOError:
             # A local socket answers a full backlog at once instead of queueing the connect.
-            reason = "its backlog is full: something listens there, but does not accept"
+            refusal = Refusal(
+                "its backlog is full: something listens there, but does not accept", final=False
+            )
         except OSError as exc:
-            reason = _reason(exc)
+            refusal = Refusal(_reason(exc))
         else:
             return None
-    return reason
+    return refusal
 
 
 def _reason(exc: OSError) -> str:

@@ -62,7 +62,8 @@ class Node:
     default ipc in the runtime directory and tcp on a free loopback port. ``advertise``: the name or address that
     others are told for a server that listens on every interface (``0.0.0.0``); default this host's name.
     ``max_sockets``, ``max_sockets_per_endpoint``, ``max_waiting``, and in seconds ``idle_ttl``, ``max_lifetime``,
-    ``acquire_timeout``, ``connect_timeout``, ``drain_timeout`` and ``liveness`` go to the :class:`ChannelPool`.
+    ``acquire_timeout``, ``connect_timeout`` and ``drain_timeout`` go to the :class:`ChannelPool`. ``liveness``:
+    after how many seconds, 0.1 at least, a peer that is stopped or cut off is lost; one that is merely busy never is.
     ``context``: a ``zmq.Context`` of your own, left open. ``codec``: a name, or a codec. ``limits``: see
     :class:`Limits`. ``spin``: how long a wait polls without blocking before it blocks, in seconds; 0 switches that off.
     ``window_messages`` and ``window_bytes``: how much may be sent to one endpoint and not yet be acknowledged.
@@ -85,7 +86,7 @@ class Node:
         max_waiting: int = 10_000,
         connect_timeout: float = 2.0,
         drain_timeout: float = 5.0,
-        liveness: float = 10.0,
+        liveness: float = 5.0,
         context: zmq.Context[zmq.Socket[bytes]] | None = None,
         codec: str | Codec = "msgpack",
         limits: Limits | None = None,
@@ -102,6 +103,7 @@ class Node:
         self.advertised_host = advertise if advertise is not None else _reachable_name(self.host)
         self.spin = spin
         self.connect_timeout = connect_timeout
+        self.liveness = liveness
         self.window_messages = window_messages
         self.window_bytes = window_bytes
         self.attendant = Attendant()
@@ -115,7 +117,6 @@ class Node:
             max_waiting=max_waiting,
             connect_timeout=connect_timeout,
             drain_timeout=drain_timeout,
-            liveness=liveness,
             probe=endpoints.probe,
             maintenance=self.attendant.maintain,
         )
@@ -170,6 +171,7 @@ class Node:
             window_bytes=self.window_bytes,
             max_bytes=self.max_message_bytes,
             max_buffers=self.limits.buffers,
+            liveness=self.liveness,
             spin=self.spin,
             attention=self.attendant.attend,
         )
@@ -188,6 +190,7 @@ class Node:
                 wanted,
                 max_bytes=self.max_message_bytes,
                 max_buffers=self.limits.buffers,
+                liveness=self.liveness,
                 spin=self.spin,
             )
         except zmq.ContextTerminated as exc:

@@ -85,7 +85,7 @@ class Machine(RuleBasedStateMachine):
                 "expired_idle",
                 "expired_lifetime",
                 "lost",
-                "abandoned",
+                "dead",
                 "failed",
             ),
             0,
@@ -278,7 +278,7 @@ class Machine(RuleBasedStateMachine):
         assert self.pool.stats()["negative_hits"] == hits + 1
         self.opened += 1
         self.attempts += 1
-        self.left["abandoned"] += 1
+        self.left["dead"] += 1
         self.failed_until = self.clock + 1.0
 
     @rule(endpoint=st.sampled_from(NAMES))

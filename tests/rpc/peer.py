@@ -8,6 +8,7 @@ stdin it ends without a word to anybody.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import json
 import os
 import sys
@@ -49,6 +50,11 @@ class Worker:
     def sleep(self, seconds: float) -> str:
         time.sleep(seconds)
         return self._name
+
+    def hold_the_gil(self, seconds: float) -> str:
+        """Sleep in a C call that does not release the GIL: no other Python code of this process runs meanwhile."""
+        ctypes.PyDLL(None).usleep(int(seconds * 1e6))
+        return "held"
 
     def count(self, key: str, seconds: float = 0.0) -> None:
         time.sleep(seconds)
@@ -97,7 +103,7 @@ def say(what: Any) -> None:
 
 
 async def serve(options: dict[str, Any]) -> None:
-    node = Node(options["matchmaker"])
+    node = Node(options["matchmaker"], **options["server"].pop("node", {}))
     worker = AsyncWorker(node)
     server = AsyncServer(Topic(*options["topic"]), worker, node=node, **options["server"])
     worker._name = server.topic.server or ""
@@ -117,7 +123,7 @@ async def serve(options: dict[str, Any]) -> None:
 def main(options: dict[str, Any]) -> None:
     if options["server"].pop("async", False):
         asyncio.run(serve(options))
-    node = Node(options["matchmaker"])
+    node = Node(options["matchmaker"], **options["server"].pop("node", {}))
     worker = Worker(node)
     server = Server(Topic(*options["topic"]), worker, node=node, **options["server"])
     worker._name = server.topic.server or ""

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zmqcore.endpoint import IPC_LIMIT_BYTES, Endpoint, probe
+from zmqcore.endpoint import IPC_LIMIT_BYTES, Endpoint, Refusal, probe
 from zmqcore.errors import InvalidEndpoint
 
 
@@ -133,7 +133,7 @@ def _listener(family: socket.AddressFamily, address: object) -> socket.socket:
 def test_probe_tcp() -> None:
     with _listener(socket.AF_INET, ("127.0.0.1", 0)) as sock:
         endpoint = f"tcp://127.0.0.1:{sock.getsockname()[1]}"
-        assert probe(endpoint, 5.0) == "connection refused"
+        assert probe(endpoint, 5.0) == Refusal("connection refused")
         sock.listen()
         assert probe(endpoint, 5.0) is None
         assert probe(endpoint.replace("127.0.0.1", "localhost"), 5.0) is None
@@ -141,9 +141,9 @@ def test_probe_tcp() -> None:
 
 def test_probe_ipc(tmp_path: Path) -> None:
     path = tmp_path / "s"
-    assert probe(f"ipc://{path}", 5.0) == "no such file or directory"
+    assert probe(f"ipc://{path}", 5.0) == Refusal("no such file or directory")
     with _listener(socket.AF_UNIX, str(path)) as sock:
-        assert probe(f"ipc://{path}", 5.0) == "connection refused"
+        assert probe(f"ipc://{path}", 5.0) == Refusal("connection refused")
         sock.listen()
         assert probe(f"ipc://{path}", 5.0) is None
     name = f"zmqcore-test-{os.getpid()}"
@@ -163,7 +163,9 @@ def test_probe_times_out_at_a_full_backlog(tmp_path: Path) -> None:
                 waiting.setblocking(False)
                 waiting.connect_ex(sock.getsockname())
                 queued.append(waiting)
-            assert probe(f"tcp://127.0.0.1:{sock.getsockname()[1]}", 0.05) == "timed out after 0.05 s"
+            assert probe(f"tcp://127.0.0.1:{sock.getsockname()[1]}", 0.05) == Refusal(
+                "timed out after 0.05 s", final=False
+            )
         finally:
             for waiting in queued:
                 waiting.close()
@@ -172,7 +174,8 @@ def test_probe_times_out_at_a_full_backlog(tmp_path: Path) -> None:
         waiting.connect(str(tmp_path / "s"))
         reason = probe(f"ipc://{tmp_path / 's'}", 0.05)
         assert reason is not None
-        assert "backlog is full" in reason
+        assert "backlog is full" in str(reason)
+        assert not reason.final
 
 
 def test_probe_of_a_name_that_does_not_resolve(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,7 +183,7 @@ def test_probe_of_a_name_that_does_not_resolve(monkeypatch: pytest.MonkeyPatch) 
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     monkeypatch.setattr(socket, "getaddrinfo", fail)
-    assert probe("tcp://nowhere.invalid:1", 1.0) == "nowhere.invalid: name or service not known"
+    assert str(probe("tcp://nowhere.invalid:1", 1.0)) == "nowhere.invalid: name or service not known"
 
 
 def test_probe_of_what_is_no_endpoint() -> None:

@@ -78,10 +78,10 @@ def _read_greeting(where: Endpoint) -> tuple[bytes, str]:
 
 
 def _check_accepts(endpoint: str) -> None:
-    reason = probe(endpoint, _PATIENCE)
-    if reason is not None:
+    refusal = probe(endpoint, _PATIENCE)
+    if refusal is not None:
         raise _Wrong(
-            f"nothing can be reached at {endpoint}: {reason}",
+            f"nothing can be reached at {endpoint}: {refusal}",
             "is the server running, and does it listen on this address? A firewall mostly shows as a timeout",
         )
 

@@ -1,0 +1,253 @@
+"""A peer that is stopped or cut off is lost within the limit; one that is busy never is. Real processes, real sockets.
+
+The limit is short here, so that the tests are. No time is asserted: who waits does so without a deadline of its own, so
+that nothing but the loss can end it; and who is busy is so for several times the limit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import select
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, Self
+
+import pytest
+
+from zmqcore import AsyncClient, Client, Node, PeerLost, ZmqcoreError
+
+LIMIT = 0.5
+BUSY = 4 * LIMIT
+WINDOW = 8192
+
+MakeNode = Callable[..., Node]
+Peers = Callable[..., Any]
+Running = Callable[..., Any]
+Until = Callable[..., None]
+
+
+@pytest.fixture
+def node(make_node: MakeNode) -> Node:
+    return make_node(liveness=LIMIT)
+
+
+def works(client: Client) -> bool:
+    try:
+        return bool(client.prepare(timeout=1.0).call("echo", 1) == 1)
+    except ZmqcoreError:
+        return False
+
+
+# -- stopped -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bind", ["tcp://127.0.0.1:*", None], ids=["tcp", "ipc"])
+def test_a_stopped_process_is_lost_and_comes_back(
+    peers: Peers, node: Node, running: Running, until: Until, bind: str | None
+) -> None:
+    """Whoever waits gets PeerLost: the request may have been executed. After SIGCONT the next calls are answered."""
+    options = {} if bind is None else {"bind": bind}
+    peer = peers("frozen", **options)
+    client = Client("frozen", node=node, timeout=None)
+    assert client.call("echo", 1) == 1
+    begun = client.submit("sleep", 600.0)
+    until(lambda: node.pool.channels()[0].stats()["window_messages"] == 0, "the call is taken")
+    peer.freeze()
+    waiting = [running(client.call, "echo", 2), running(client.submit("echo", 3).result)]
+    for lost in (begun.exception(), waiting[0].join(), waiting[1].join()):
+        assert isinstance(lost, PeerLost)
+        assert lost.executed_possible
+    peer.thaw()
+    until(lambda: works(client), "an answer after SIGCONT")
+
+
+def test_a_stopped_process_is_lost_to_an_event_loop(peers: Peers, node: Node) -> None:
+    peer = peers("frozen")
+
+    async def wait() -> None:
+        async with AsyncClient("frozen", node=node, timeout=None) as client:
+            assert await client.call("echo", 1) == 1
+            calls = [asyncio.ensure_future(client.call("sleep", 600.0)) for _ in range(10)]
+            await client.call("echo", 2)
+            peer.freeze()
+            for lost in await asyncio.gather(*calls, return_exceptions=True):
+                assert isinstance(lost, PeerLost)
+
+    asyncio.run(wait())
+
+
+@pytest.mark.parametrize("used", [True, False], ids=["waited for", "idle"])
+def test_what_was_never_sent_was_never_executed(peers: Peers, node: Node, until: Until, used: bool) -> None:
+    """A cast that finds the connection gone says so, whether or not anybody noticed before."""
+    peer = peers("frozen", bind="tcp://127.0.0.1:*")
+    client = Client("frozen", node=node, timeout=None)
+    client.call("echo", 1)
+    channel = node.pool.acquire(peer.endpoints[0])  # held: the pool would close it
+    peer.freeze()
+    if used:
+        with pytest.raises(PeerLost):
+            client.call("echo", 2)
+    else:
+        until(lambda: channel.look() or not channel.usable, "the loss of an idle channel")
+    with pytest.raises(PeerLost) as refused:
+        channel.send("cast", b"frozen", "echo", b"", None, b"", 1, None)
+    assert not refused.value.executed_possible
+    node.pool.release(channel)
+
+
+def test_a_stopped_process_is_lost_behind_what_it_has_not_read(peers: Peers, node: Node) -> None:
+    """libzmq sends no heartbeat while a message is half written; the connection ends all the same."""
+    peer = peers("frozen", bind="tcp://127.0.0.1:*")
+    client = Client("frozen", node=node, timeout=None)
+    client.call("echo", 1)
+    peer.freeze()
+    for _ in range(2):
+        client.cast("echo", bytes(24 << 20))
+    with pytest.raises(PeerLost):
+        client.call("echo", 2)
+
+
+# -- busy ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [0, 4])
+@pytest.mark.parametrize("bind", ["tcp://127.0.0.1:*", None], ids=["tcp", "ipc"])
+def test_a_handler_that_holds_the_gil_is_busy(
+    peers: Peers, node: Node, running: Running, until: Until, workers: int, bind: str | None
+) -> None:
+    """No Python code of the server runs for several times the limit. Nobody is lost, no connection replaced."""
+    options: dict[str, Any] = {} if bind is None else {"bind": bind}
+    peers("busy", workers=workers, node={"liveness": LIMIT}, **options)
+    client = Client("busy", node=node, timeout=None)
+    assert client.call("echo", 0) == 0
+    holding = running(client.call, "hold_the_gil", BUSY)
+    meanwhile = running(client.call, "echo", 1)
+    for _ in range(100):
+        client.cast("count", "casts")
+    assert holding.result() == "held"
+    assert meanwhile.result() == 1
+    until(lambda: client.call("counted", "casts") == 100, "all casts run")
+    stats = node.pool.stats()
+    assert (stats["opened"], stats["lost"]) == (1, 0)
+
+
+def test_a_client_that_holds_the_gil_is_busy(peers: Peers, node: Node) -> None:
+    """The other way round: the server keeps a client whose process computes."""
+    peers("server", node={"liveness": LIMIT})
+    client = Client("server", node=node, timeout=None)
+    future = client.submit("sleep", BUSY / 2)
+    ctypes.PyDLL(None).usleep(int(BUSY * 1e6))
+    future.result()
+    assert node.pool.stats()["opened"] == 1
+
+
+def test_a_full_window_is_no_loss(peers: Peers, make_node: MakeNode) -> None:
+    """The largest window there is, all of it sent to a server that reads nothing for several times the limit."""
+    node = make_node(liveness=LIMIT, window_messages=WINDOW)
+    peers("busy", workers=0, node={"liveness": LIMIT}, bind="tcp://127.0.0.1:*")
+    client = Client("busy", node=node, timeout=None)
+    client.call("echo", 0)
+    client.cast("hold_the_gil", BUSY)
+    for _ in range(WINDOW + 100):
+        client.cast("count", "casts")
+    assert client.call("counted", "casts") == WINDOW + 100
+    assert node.pool.stats()["opened"] == 1
+
+
+# -- cut off -------------------------------------------------------------------------------------------------
+
+
+class Proxy:
+    """A TCP proxy in front of ``endpoint``. After stall() it keeps its connections and forwards nothing."""
+
+    def __init__(self, endpoint: str) -> None:
+        host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
+        self._target = (host, int(port))
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.endpoint = f"tcp://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._pairs: list[tuple[socket.socket, socket.socket]] = []
+        self._ended = threading.Event()
+        self._stalled = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        poll = select.poll()
+        poll.register(self._listener, select.POLLIN)
+        there: dict[int, tuple[socket.socket, socket.socket]] = {}
+        while not self._ended.is_set():
+            for fd, _ in poll.poll(10):
+                if self._stalled.is_set():
+                    self._ended.wait(0.01)
+                elif fd == self._listener.fileno():
+                    client, _ = self._listener.accept()
+                    server = socket.create_connection(self._target)
+                    self._pairs.append((client, server))
+                    for here, other in ((client, server), (server, client)):
+                        there[here.fileno()] = (here, other)
+                        poll.register(here, select.POLLIN)
+                else:
+                    here, other = there[fd]
+                    data = here.recv(1 << 16)
+                    if data:
+                        other.sendall(data)
+                    else:
+                        poll.unregister(here)
+                        other.shutdown(socket.SHUT_WR)
+
+    def stall(self) -> None:
+        self._stalled.set()
+
+    def server_has_hung_up(self) -> bool:
+        poll = select.poll()
+        poll.register(self._pairs[0][1], select.POLLRDHUP)
+        return bool(poll.poll(0))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._ended.set()
+        self._thread.join()
+        for sock in (self._listener, *(end for pair in self._pairs for end in pair)):
+            sock.close()
+
+
+@pytest.fixture
+def proxied(peers: Peers) -> Iterator[Proxy]:
+    with Proxy(peers("far", bind="tcp://127.0.0.1:*").endpoints[0]) as proxy:
+        yield proxy
+
+
+def test_a_black_hole_is_a_loss(proxied: Proxy, node: Node, running: Running) -> None:
+    """The network swallows everything and says nothing; both ends are alive."""
+    client = Client("far", node=node, timeout=None, connect=proxied.endpoint)
+    assert client.call("echo", 1) == 1
+    waiting = running(client.call, "sleep", 600.0)
+    assert client.call("echo", 2) == 2
+    proxied.stall()
+    lost = waiting.join()
+    assert isinstance(lost, PeerLost)
+    assert lost.executed_possible
+
+
+def test_casts_into_a_black_hole_are_counted_as_lost(proxied: Proxy, node: Node, until: Until) -> None:
+    """Nobody waits for anything: the node's maintenance notices, and the place is free again."""
+    client = Client("far", node=node, timeout=5.0, connect=proxied.endpoint)
+    client.call("echo", 1)
+    proxied.stall()
+    client.cast("echo", 2)
+    until(lambda: node.pool.stats()["lost"] == 1, "the loss")
+    until(lambda: node.pool.stats()["open"] == 0, "the end of its socket")
+
+
+def test_a_client_that_is_cut_off_is_let_go(peers: Peers, node: Node, until: Until) -> None:
+    """The server closes the connection of a client that it does not hear any more."""
+    peer = peers("server", node={"liveness": LIMIT}, bind="tcp://127.0.0.1:*")
+    with Proxy(peer.endpoints[0]) as proxy:
+        client = Client("server", node=node, timeout=None, connect=proxy.endpoint)
+        assert client.call("echo", 1) == 1
+        proxy.stall()
+        until(proxy.server_has_hung_up, "the end of the connection")
