@@ -341,8 +341,9 @@ class Machine(RuleBasedStateMachine):
             return True
 
         until(bound_again)
-        # Taken note of by whoever looks; who does not would be given it, and find out then.
-        next(channel for channel in self.pool.channels() if channel.endpoint == endpoint).look()
+        # Taken note of by whoever looks, once libzmq knows; who does not would be given it, and find out then.
+        lost = next(channel for channel in self.pool.channels() if channel.endpoint == endpoint)
+        until(lambda: lost.look() or lost.state_name == "lost", "the loss")
         old = self.acquired
         channel = self.pool.acquire(endpoint)
         assert channel.state_name == "open"
