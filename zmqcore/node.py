@@ -181,9 +181,11 @@ class Node:
 
         Raises InvalidEndpoint, or OSError saying which endpoint cannot be bound.
         """
-        wanted = tuple(bind) if bind is not None else self.bind or self._default_endpoints()
-        for endpoint in wanted:
+        asked = bind if bind is not None else self.bind or ("ipc://*", "tcp://127.0.0.1:*")
+        for endpoint in asked:
             endpoints.Endpoint.parse(endpoint, bind=True)
+        # libzmq's own choice for ipc://* may be a path below the working directory.
+        wanted = tuple(_fresh_ipc() if endpoint == "ipc://*" else endpoint for endpoint in asked)
         try:
             return Port(
                 self.context,
@@ -197,10 +199,6 @@ class Node:
             raise errors.Closed("the node was closed meanwhile") from exc
         except zmq.ZMQError as exc:
             raise OSError(exc.errno, f"cannot listen on {', '.join(wanted)}: {exc.strerror}") from exc
-
-    def _default_endpoints(self) -> tuple[str, ...]:
-        path = runtime_directory() / f"{os.getpid()}-{uuid.uuid4().hex[:8]}.sock"
-        return (f"ipc://{path}", "tcp://127.0.0.1:*")
 
     def own(self, thing: Owned) -> None:
         """Remember something, a server, that close() has to stop first; as long as it lives."""
@@ -331,6 +329,10 @@ def _reachable_name(host: str) -> str:
     except OSError:
         return "127.0.0.1"
     return host
+
+
+def _fresh_ipc() -> str:
+    return f"ipc://{runtime_directory() / f'{os.getpid()}-{uuid.uuid4().hex[:8]}.sock'}"
 
 
 _nodes: weakref.WeakSet[Node] = weakref.WeakSet()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import zmqcore
-from zmqcore import AsyncClient, AsyncServer, Client, Limits, Node, Server, errors
+from zmqcore import AsyncClient, AsyncServer, Client, Limits, Node, Server, ServerProcesses, errors
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "docs" / "reference"
@@ -40,7 +40,7 @@ def value_of(cell: str) -> object:
     return value << ast.literal_eval(right) if shift else value
 
 
-@pytest.mark.parametrize("cls", [Node, Server, AsyncServer, Client, AsyncClient, Limits])
+@pytest.mark.parametrize("cls", [Node, Server, AsyncServer, ServerProcesses, Client, AsyncClient, Limits])
 def test_options_are_those_of_the_constructor(cls: type) -> None:
     parameters = {
         name: parameter.default

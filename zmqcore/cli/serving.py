@@ -3,81 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
-import inspect
 import logging
 import os
 import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, Self
 
 import click
 
-from zmqcore import Node, Server, Topic
+from zmqcore import Node, Server, ServerProcesses, Topic, errors
 from zmqcore.cli.options import Command, exchange_option, json_option, matchmaker_option
 from zmqcore.cli.outcome import EXIT_CODES_HELP, Exit
 from zmqcore.cli.output import Output, note
 from zmqcore.endpoint import Endpoint
+from zmqcore.rpc.backlog import OnFull
+from zmqcore.rpc.target import NotServable, load_endpoint
 
-__all__ = ["NotServable", "load_endpoint", "serve"]
+__all__ = ["serve"]
 
-
-class NotServable(click.UsageError):
-    """MODULE:OBJECT names nothing that can be served; the text says why."""
-
-
-def load_endpoint(target: str) -> Any:
-    """Import *target*, ``MODULE:OBJECT`` or ``MODULE``, and return the object to serve.
-
-    A class is instantiated without arguments; a function is served under its own name; a module serves its
-    public functions; everything else is served as it is. OBJECT may be dotted (``module:Outer.Inner``).
-
-    Raises:
-        NotServable: there is no such module or object, or a class cannot be made without arguments. What the
-        module
-            itself raises while it is imported is passed on.
-    """
-    module_name, colon, path = target.partition(":")
-    if not module_name or (colon and not path) or module_name.endswith(".py") or "/" in module_name:
-        raise NotServable(
-            f"{target!r} is not MODULE:OBJECT; for stock.py with a class Stock in it write: stock:Stock"
-        )
-    try:
-        found: Any = importlib.import_module(module_name)
-    except ModuleNotFoundError as exc:
-        # A module that the wanted one imports may be what is missing: that is for the user to see as it is.
-        if exc.name is None or not (module_name + ".").startswith(exc.name + "."):
-            raise
-        raise NotServable(
-            f"there is no module {exc.name!r}; it is looked for in {Path.cwd()} and in what is installed for "
-            f"{sys.executable}"
-        ) from exc
-    for name in path.split(".") if path else ():
-        try:
-            found = getattr(found, name)
-        except AttributeError as exc:
-            public = ", ".join(sorted(each for each in vars(found) if not each.startswith("_"))[:12])
-            raise NotServable(
-                f"{module_name} has no {path!r}" + (f"; it has {public}" if public else "")
-            ) from exc
-    if inspect.isclass(found):
-        try:
-            inspect.signature(found).bind()
-        except TypeError as exc:
-            raise NotServable(
-                f"{target} cannot be made without arguments ({exc}); name an object of it instead"
-            ) from exc
-        except ValueError:
-            pass  # a class of an extension module may have no signature; then one sees when it is called
-        return found()
-    if inspect.isroutine(found):
-        return {found.__name__: found}
-    return found
+_logger = logging.getLogger("zmqcore.server")
 
 
 class _Ended(Exception):
@@ -87,10 +36,12 @@ class _Ended(Exception):
 class _Signals:
     """The first SIGINT or SIGTERM asks to stop, the next one interrupts the main thread wherever it is.
 
-    Context manager, for the main thread only; the handlers that were there before come back at the end.
+    ``hangup`` is called for a SIGHUP, if given. Context manager, for the main thread only; the handlers that were there
+    before come back at the end.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, hangup: Callable[[], object] | None = None) -> None:
+        self._hangup = hangup
         self.asked = threading.Event()
         self.number = 0
         self._before: dict[int, Any] = {}
@@ -106,6 +57,8 @@ class _Signals:
     def __enter__(self) -> Self:
         for number in (signal.SIGINT, signal.SIGTERM):
             self._before[number] = signal.signal(number, self._received)
+        if (hangup := self._hangup) is not None:
+            self._before[signal.SIGHUP] = signal.signal(signal.SIGHUP, lambda *_: hangup())
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -165,18 +118,21 @@ OBJECT may be
     left out      the module's own functions
 
 The current directory is searched for MODULE first. One server may be one of many under the same topic: start
-it again, here or elsewhere, and clients spread their calls over all.
+it again, here or elsewhere, and clients spread their calls over all. --processes starts several at once, each with
+its own --workers, and starts again those that die.
 
 \b
 Examples:
     zmqcore serve stock:Inventory --topic inventory
     zmqcore serve statistics --topic stats --workers 8
+    zmqcore serve stock:Inventory --topic inventory --processes 4 --workers 1
     zmqcore serve stock:shop --topic inventory --server host-3 --bind 'tcp://0.0.0.0:5555'
 
 Without --bind it listens on ipc and on tcp on the loopback device, where only this machine reaches it.
 
 Ctrl-C or SIGTERM ends it cleanly: no new work is taken, what runs is finished (at most --drain seconds), and
-clients go elsewhere; exit code 0. A second one ends it at once.
+clients go elsewhere; exit code 0. A second one ends it at once. With --processes, SIGHUP replaces one process
+after the other, so that the topic is served all the time.
 
 {EXIT_CODES_HELP}""",
 )
@@ -202,6 +158,27 @@ clients go elsewhere; exit code 0. A second one ends it at once.
     help="Threads that run methods; 0 runs them where they are received: fastest, for short methods.",
 )
 @click.option(
+    "--queue-size",
+    type=click.IntRange(min=1),
+    default=1024,
+    show_default=True,
+    metavar="REQUESTS",
+    help="How many requests may wait for a worker.",
+)
+@click.option(
+    "--on-full",
+    type=click.Choice(["wait", "reject"]),
+    default="wait",
+    show_default=True,
+    help="When so many wait: stop reading until there is room, or answer further calls by Overloaded at once.",
+)
+@click.option(
+    "--processes",
+    "-p",
+    type=click.IntRange(min=1),
+    help="Serve in so many processes, and start again those that die. Default: in this process.",
+)
+@click.option(
     "--drain",
     type=click.FloatRange(min=0),
     default=10.0,
@@ -219,41 +196,65 @@ def serve(
     exchange: str,
     bind: tuple[str, ...],
     workers: int,
+    queue_size: int,
+    on_full: OnFull,
+    processes: int | None,
     drain: float,
     verbose: int,
     matchmaker: str,
     json_wanted: bool | None,
 ) -> int:
     """Run ``zmqcore serve``."""
-    logging.basicConfig(
-        level=(logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)],
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
+    log_level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
+    logging.basicConfig(level=log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    if on_full == "reject" and not workers:
+        raise click.UsageError(
+            "--on-full reject needs --workers 1 at least: without workers there is no queue"
+        )
     output = Output(json_wanted)
+    options: dict[str, Any] = {
+        "server": server,
+        "workers": workers,
+        "bind": list(bind) or None,
+        "queue_size": queue_size,
+        "on_full": on_full,
+    }
+    full = Topic(topic, exchange=exchange)
+    with _in_path(str(Path.cwd())):
+        if processes is None:
+            return _serve_here(output, full, target, matchmaker, drain, options)
+        several = ServerProcesses(
+            full,
+            target,
+            processes=processes,
+            matchmaker=matchmaker,
+            drain_timeout=drain,
+            log_level=log_level,
+            **options,
+        )
+        return _serve_in_processes(output, several, drain)
+
+
+def _serve_here(
+    output: Output, topic: Topic, target: str, matchmaker: str, drain: float, options: dict[str, Any]
+) -> int:
+    """Serve in this process until a signal comes."""
     files = _SocketFiles()
     # Signals first: one that comes while the module is imported must not leave a traceback.
-    with _Signals() as signals, _in_path(str(Path.cwd())):
+    with _Signals() as signals:
         try:
             endpoint = _imported(target)
         except _Ended:
             _end_now(signals.number)
         with Node(matchmaker=matchmaker) as node:
-            running = Server(
-                Topic(topic, exchange=exchange),
-                endpoint,
-                node=node,
-                server=server,
-                workers=workers,
-                bind=list(bind) or None,
-            )
+            running = Server(topic, endpoint, node=node, **options)
             try:
                 running.start()
                 files.add(running.endpoints)
-                _announce(output, running, topic)
+                _announce(output, running)
                 # Python runs signal handlers between two waits of the main thread, so this ends at once.
                 signals.asked.wait()
-                if not output.machine:
-                    output.line("stopping: finishing what runs; once more to stop at once", style="yellow")
+                _say_it_stops(output)
                 finished = running.stop(drain=True, timeout=drain)
             except _Ended:
                 # Before the node is closed, which would wait for a port that stop() may not have closed yet.
@@ -261,30 +262,74 @@ def serve(
                 _end_now(signals.number)
             files.remove()
             if not finished:
-                note(f"some methods were still running after {drain:g} s; their callers get an error")
+                _note_unfinished(drain)
                 _end_now(signals.number)
     return Exit.OK
+
+
+def _serve_in_processes(output: Output, several: ServerProcesses, drain: float) -> int:
+    """Serve in other processes until a signal comes; replace them at SIGHUP."""
+
+    def replace() -> None:
+        try:
+            several.restart(drain)
+        except errors.Closed:
+            pass
+        except Exception:
+            _logger.exception("the processes that have not been replaced go on")
+
+    def hangup() -> None:
+        threading.Thread(target=replace, name="zmqcore-restart", daemon=True).start()
+
+    with _Signals(hangup) as signals:
+        try:
+            try:
+                several.start()
+            except NotServable as exc:
+                raise click.UsageError(str(exc)) from exc
+            _announce_processes(output, several)
+            signals.asked.wait()
+            _say_it_stops(output)
+            finished = several.stop(drain=True, timeout=drain)
+        except _Ended:
+            several.stop(drain=False, timeout=0.0)
+            _end_now(signals.number)
+        if not finished:
+            _note_unfinished(drain)
+            return 128 + signals.number
+    return Exit.OK
+
+
+def _say_it_stops(output: Output) -> None:
+    if not output.machine:
+        output.line("stopping: finishing what runs; once more to stop at once", style="yellow")
+
+
+def _note_unfinished(drain: float) -> None:
+    note(f"some methods were still running after {drain:g} s; their callers get an error")
 
 
 def _imported(target: str) -> Any:
     """Return what *target* names; what its module raises is shown as the user's own fault."""
     try:
         return load_endpoint(target)
-    except (click.ClickException, _Ended):
+    except _Ended:
         raise
+    except NotServable as exc:
+        raise click.UsageError(str(exc)) from exc
     except Exception as exc:
         traceback.print_exception(exc)
-        raise NotServable(f"{target} cannot be imported: {type(exc).__name__}: {exc}") from exc
+        raise click.UsageError(f"{target} cannot be imported: {type(exc).__name__}: {exc}") from exc
 
 
-def _announce(output: Output, server: Server, topic: str) -> None:
+def _announce(output: Output, server: Server) -> None:
     """Print where *server* listens, as soon as it can be called."""
     member = server.member
     if output.machine:
         output.json(
             {
                 "event": "listening",
-                "topic": topic,
+                "topic": server.topic.name,
                 "server": member.topic.server,
                 "instance": member.instance,
                 "pid": os.getpid(),
@@ -292,7 +337,21 @@ def _announce(output: Output, server: Server, topic: str) -> None:
             }
         )
         return
-    output.line(f"serving {topic} as {member.topic.server}, process {os.getpid()}", style="bold green")
+    output.line(
+        f"serving {server.topic.name} as {member.topic.server}, process {os.getpid()}", style="bold green"
+    )
     for endpoint in server.endpoints:
         output.line(f"  {endpoint}")
     output.line("Ctrl-C ends it", style="dim")
+
+
+def _announce_processes(output: Output, several: ServerProcesses) -> None:
+    """The same for several processes, once all can be called."""
+    topic, running = several.topic.name, several.running
+    if output.machine:
+        output.json({"event": "listening", "topic": topic, "pid": os.getpid(), "processes": list(running)})
+        return
+    output.line(f"serving {topic} by {len(running)} processes", style="bold green")
+    for process in running:
+        output.line(f"  {process['server']}, process {process['pid']}: {', '.join(process['endpoints'])}")
+    output.line("Ctrl-C ends them; SIGHUP replaces one after the other", style="dim")

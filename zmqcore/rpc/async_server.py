@@ -210,11 +210,12 @@ class AsyncServer(Service):
         if self._stopped is not None:
             await self._stopped.wait()
 
-    async def serve_forever(self, drain_timeout: float = 10.0) -> None:
+    async def serve_forever(self, drain_timeout: float = 10.0) -> bool:
         """Start if need be and serve until stop() is called, this coroutine is cancelled, or SIGTERM comes; then drain.
 
         SIGTERM is listened to only on the main thread, and unless the program has a handler of its own. While it
-        drains, for ``drain_timeout`` seconds at most, another one ends the process at once.
+        drains, for ``drain_timeout`` seconds at most, another one ends the process at once. Returns whether all work
+        was finished.
         """
         if self._reader is None:
             await self.start()
@@ -224,7 +225,8 @@ class AsyncServer(Service):
             with sigterm.sets(over):
                 await over.wait()
         finally:
-            await self.stop(timeout=drain_timeout)
+            finished = await self.stop(timeout=drain_timeout)
+        return finished
 
     def stats(self) -> dict[str, Any]:
         """Return what the server has counted, as a JSON-able dict."""

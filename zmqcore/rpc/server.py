@@ -150,11 +150,11 @@ class Server(Service):
         """Wait until the server has been stopped, or ``timeout`` seconds; return whether it has."""
         return self._stopped.wait(timeout)
 
-    def serve_forever(self, drain_timeout: float = 10.0) -> None:
+    def serve_forever(self, drain_timeout: float = 10.0) -> bool:
         """Start if need be and serve until stop() is called, Ctrl-C is pressed, or SIGTERM comes; then drain.
 
         SIGTERM is listened to only on the main thread. While it drains, for ``drain_timeout`` seconds at most, another
-        one ends the process at once.
+        one ends the process at once. Returns whether all work was finished.
         """
         if self._executor is None:
             self.start()
@@ -164,7 +164,8 @@ class Server(Service):
         except KeyboardInterrupt:
             pass
         finally:
-            self.stop(timeout=drain_timeout)
+            finished = self.stop(timeout=drain_timeout)
+        return finished
 
     def stats(self) -> dict[str, Any]:
         """Return what the server has counted, as a JSON-able dict."""
