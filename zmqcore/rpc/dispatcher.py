@@ -68,8 +68,8 @@ def _attributes(endpoint: Any) -> dict[str, Callable[..., Any]]:
     return found
 
 
-#: A method, its arguments and its keyword arguments, and the seconds that are left for it.
-Work = tuple[Callable[..., Any], list[Any], dict[str, Any], float | None]
+#: A method, its arguments and its keyword arguments, the seconds that are left for it, and whether to answer.
+Work = tuple[Callable[..., Any], list[Any], dict[str, Any], float | None, bool]
 
 
 class Dispatcher:
@@ -97,7 +97,7 @@ class Dispatcher:
 
     def open(self, request: Request) -> Work | None:
         """Return the method that ``request`` asks for and its arguments; None if it was refused, and answered."""
-        name, topic, codec, envelope, buffers, remaining, _ = request.fields()
+        name, topic, codec, envelope, buffers, remaining, wants_reply = request.fields()
         method = self._methods.get(name)
         if method is None or topic not in self._topics or codec != self._codec_id:
             self._refuse_unknown(request)
@@ -116,14 +116,14 @@ class Dispatcher:
         except Exception as exc:  # noqa: BLE001  (a codec of the user's may raise anything)
             self._refuse(request, "protocol", str(exc) or "the body is not [args, kwargs]")
             return None
-        return method, args, kwargs, remaining
+        return method, args, kwargs, remaining, wants_reply
 
     def run(self, request: Request) -> None:
         """Run one request and answer it. Should it raise, give_up() tells the caller and the thread goes on."""
         work = self.open(request)
         if work is None:
             return
-        method, args, kwargs, remaining = work
+        method, args, kwargs, remaining, wants_reply = work
         token = None if remaining is None else deadline.current.set(time.monotonic() + remaining)
         try:
             result = method(*args, **kwargs) if kwargs else method(*args)
@@ -131,7 +131,7 @@ class Dispatcher:
             self._report_raised(request, method, args, kwargs, exc)
         else:
             self.handled += 1
-            if request.wants_reply:
+            if wants_reply:
                 self._reply(request, result)
         finally:
             if token is not None:
@@ -146,14 +146,14 @@ class Dispatcher:
             work = self.open(request)
             if work is None:
                 return
-            method, args, kwargs, _ = work
+            method, args, kwargs, _, wants_reply = work
             try:
                 result = await (method(*args, **kwargs) if kwargs else method(*args))
             except BaseException as exc:  # noqa: BLE001  (SystemExit and CancelledError too)
                 self._report_raised(request, method, args, kwargs, exc)
             else:
                 self.handled += 1
-                if request.wants_reply:
+                if wants_reply:
                     self._reply(request, result)
         except Exception as exc:  # noqa: BLE001 - give_up() logs it
             self.give_up(request, exc)
