@@ -487,7 +487,7 @@ def test_a_body_that_is_none_is_refused(
     serve("t", Misbehaving(), workers=workers)
     node = make_node(registry)
     with Client("t", node=node, timeout=30.0) as client:
-        target = client._route.targets(client._route.members(None))[0]
+        target = client._route.targets(client._route.members(client.discovery_timeout, None))[0]
         channel = node.pool.acquire(target.endpoint, 30.0)
         try:
             for codec in (1, 0, 200):
