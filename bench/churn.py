@@ -231,7 +231,7 @@ def books_balance(stats: dict[str, Any]) -> bool:
     return bool(
         stats["in_use"] == stats["connecting"] == stats["waiting"] == 0
         and stats["open"] == stats["idle"] + stats["draining"] + stats["closing"] <= stats["max_sockets"]
-        and stats["opened"] == stats["idle"] + sum(stats[cause] for cause in CAUSES)
+        and stats["opened"] + stats["revived"] == stats["idle"] + sum(stats[cause] for cause in CAUSES)
         and stats["waits"] == sum(stats["wait_seconds"].values())
     )
 

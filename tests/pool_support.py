@@ -75,5 +75,5 @@ def adds_up(stats: dict[str, Any]) -> None:
         "abandoned", "failed", "closed",
     )  # fmt: skip
     left = sum(stats[name] for name in causes)
-    assert stats["opened"] == now["connecting"] + now["idle"] + now["in_use"] + left
+    assert stats["opened"] + stats["revived"] == now["connecting"] + now["idle"] + now["in_use"] + left
     assert stats["waits"] >= stats["wait_timeouts"]

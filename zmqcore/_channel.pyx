@@ -421,6 +421,15 @@ cdef class Channel:
         if attend and self.attention is not None:
             self.attention(self)
 
+    def keep(self) -> None:
+        """Undo retire(), if its callback has not been called yet: the channel is used again as before."""
+        self.shared.enter()
+        try:
+            self.on_clean = None
+            self.retired = False
+        finally:
+            self._unlock()
+
     def look(self) -> None:
         """Take what has come and notice what has become of the connection; never block."""
         self._check()

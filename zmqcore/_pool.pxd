@@ -78,7 +78,7 @@ cdef class Table:
     cdef uint64_t chance            # state of the generator of jitter
 
     cdef uint64_t n_opened, n_acquired, n_reused, n_waits, n_timeouts, n_refused, n_unreachable, n_negative_hits
-    cdef uint64_t n_drained, n_drain_lost
+    cdef uint64_t n_drained, n_drain_lost, n_revived
     cdef uint64_t left[10]          # by Cause
     cdef int64_t waited_ns, waited_most_ns
     cdef list wait_histogram
@@ -105,6 +105,7 @@ cdef class ChannelPool:
     cdef int _note_use(self, Table table, Slot slot, int64_t now) except -1
     cdef int _touch(self, Table table, Slot slot, int64_t now) except -1
     cdef Slot _reserve(self, Table table, str endpoint)
+    cdef Slot _revive(self, Table table, str endpoint)
     cdef int _fate(self, Slot slot, int64_t now) except? -2
     cdef int _leave(self, Table table, Slot slot, int cause) except -1
     cdef int _move(self, Table table, Slot slot, int stage) except -1

@@ -13,6 +13,9 @@ other channels have been opened since is *protected*, up to four fifths of the b
 ring first, least recently used first. So a scan over thousands of endpoints that are used once each passes
 through probation and leaves the hot ones alone, which plain LRU would not (and frequency counts would need ageing).
 
+A slot that drains is taken back if somebody wants its endpoint meanwhile: a new channel would overtake what that one
+has under way.
+
 Every change of state happens in short functions under the table's lock; what they return (channels to make, close or
 drain, waiters to wake) is acted on outside it. A signal handler can raise wherever Python code runs (making a channel,
 closing it, waiting), so whatever must follow such a place is in a ``finally``, or is made up for by maintain().
@@ -23,7 +26,7 @@ Invariants, under the lock:
   I3. ``queue`` is empty unless the budget is used up: whoever frees a place hands it to the first in the queue.
   I4. A Turn that has given up stands in no list, and holds no slot.
   I5. in_use is the number of slots that are connecting or open and have users.
-  I6. n_opened is the number of slots that are connecting or open, plus the sum of ``left``.
+  I6. n_opened + n_revived is the number of slots that are connecting or open, plus the sum of ``left``.
 """
 
 import errno
@@ -541,6 +544,26 @@ cdef class ChannelPool:
         table.in_use += 1
         return slot
 
+    cdef Slot _revive(self, Table table, str endpoint):
+        """Take back a slot of ``endpoint`` that drains for want of a place or of use, with one user more; or None.
+
+        The caller calls its channel's keep() once the lock is released. Who waits in the queue comes first: the slot
+        may be draining for that thread.
+        """
+        cdef Slot slot
+        for slot in table.draining:
+            if slot.cause <= EXPIRED_LIFETIME and slot.endpoint == endpoint and slot.channel.state == STATE_OPEN \
+                    and not slot.channel.goodbye:
+                table.draining.remove(slot)
+                slot.stage = STAGE_OPEN
+                slot.cause = STAYS
+                slot.persistent = endpoint in self.pinned
+                table.slots.setdefault(endpoint, []).append(slot)
+                table.n_revived += 1
+                self._use(table, slot, self.now())
+                return slot
+        return None
+
     cdef int _park(self, Table table, Slot slot) except -1:
         """An open slot has become idle: put it into its ring."""
         cdef Slot demoted
@@ -572,7 +595,7 @@ cdef class ChannelPool:
             return GOODBYE
         if channel.state > STATE_OPEN:
             return LOST
-        if now > slot.dies and not slot.persistent:
+        if now > slot.dies and not slot.persistent and channel.is_clean():
             return EXPIRED_LIFETIME
         return STAYS
 
@@ -636,12 +659,19 @@ cdef class ChannelPool:
         """Hand free places to the first in the queue; wake everybody who waits for the same endpoint."""
         cdef Turn turn
         cdef list turns
-        while table.queue and table.total < self.max_sockets:
+        cdef Slot slot
+        while table.queue:
             endpoint = next(iter(table.queue))
             turns = table.queue[endpoint]
+            slot = None
             if self._find(table, endpoint) is None and not table.closed:
-                turn = turns[0]
-                turn.slot = self._reserve(table, endpoint)
+                slot = self._revive(table, endpoint)
+                if slot is None:
+                    if table.total >= self.max_sockets:
+                        break
+                    slot = self._reserve(table, endpoint)
+            turn = turns[0]
+            turn.slot = slot
             del table.queue[endpoint]
             table.waiting -= len(turns)
             for turn in turns:
@@ -757,6 +787,8 @@ cdef class ChannelPool:
         cdef Channel channel = slot.channel
         if channel is not None:
             channel.retire(self._drained, self.drain_timeout_ns / 1e9)
+            if slot.stage == STAGE_OPEN:
+                channel.keep()      # taken back meanwhile
 
     def _drained(self, Channel channel not None):
         """Nothing is outstanding on the channel of a draining slot, or it is lost: close it."""
@@ -829,10 +861,12 @@ cdef class ChannelPool:
         cdef Turn turn
         cdef Slot slot
         cdef int64_t started = 0
+        cdef bint revived
         cdef list stale = []
         try:
             while True:
                 turn = None
+                revived = False
                 table.enter()
                 try:
                     if table.closed:
@@ -849,9 +883,12 @@ cdef class ChannelPool:
                     else:
                         self._check_negative(table, endpoint)
                         self._reap(table)
-                        if not table.queue and table.total < self.max_sockets:
-                            slot = self._reserve(table, endpoint)
-                        else:
+                        if not table.queue:
+                            slot = self._revive(table, endpoint)
+                            revived = slot is not None
+                            if slot is None and table.total < self.max_sockets:
+                                slot = self._reserve(table, endpoint)
+                        if slot is None:
                             if table.waiting >= self.max_waiting:
                                 table.n_refused += 1
                                 raise errors.PoolExhausted(
@@ -867,6 +904,8 @@ cdef class ChannelPool:
                     if stale:
                         self._drain(stale)
                 if turn is None:
+                    if revived:
+                        slot.channel.keep()
                     return slot
                 slot = self._wait(table, turn, endpoint, deadline, started)
                 if slot is not None:
@@ -926,6 +965,8 @@ cdef class ChannelPool:
             finally:
                 table.leave()
             waiter_return(turn.waiter)
+            if slot is not None and slot.channel is not None:
+                slot.channel.keep()         # it has been taken back
             if slot is not None and (given_up or closed):
                 self._count_out(slot)
         if closed:
@@ -1264,8 +1305,9 @@ cdef class ChannelPool:
     def stats(self) -> dict:
         """Return the counters since the pool was made, or since the fork, and what it holds now, as a JSON-able dict.
 
-        open = connecting + idle + in_use + draining + closing <= max_sockets. opened is the sum of the first three
-        and of all causes of leaving: evicted_* to closed. acquired is what acquire() and acquire_open() have returned.
+        open = connecting + idle + in_use + draining + closing <= max_sockets. opened + revived is the sum of the first
+        three and of all causes of leaving: evicted_* to closed. acquired is what acquire() and acquire_open() have
+        returned.
         """
         cdef Table table = self.table
         cdef Slot slot
@@ -1294,6 +1336,7 @@ cdef class ChannelPool:
                 "opened": table.n_opened,
                 "reused": table.n_reused,
                 **{_CAUSES[i]: table.left[i] for i in range(N_CAUSES)},
+                "revived": table.n_revived,
                 "drained": table.n_drained,
                 "lost_while_draining": table.n_drain_lost,
                 "waits": table.n_waits,
