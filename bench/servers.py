@@ -1,0 +1,326 @@
+"""How servers run what comes: what a pool of threads costs, who suffers from a handler that computes, and overload.
+
+::
+
+    python bench/servers.py                     # about 2 minutes
+    python bench/servers.py --rows pool --quick
+
+Every server is a process of its own; the clients are in this one. Prints each row beside its goal; ``--json FILE``
+keeps every sample.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import zmq
+
+import zmqcore
+from zmqcore import Client, Node, Overloaded, Server
+
+TOPIC = "servers"
+PAYLOAD = b"0123456789abcdef"
+TIMEOUT = 30.0
+
+Sample = dict[str, float]
+
+
+class Service:
+    """What the servers do."""
+
+    def echo(self, value: Any) -> Any:
+        return value
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+    def burn(self, seconds: float) -> None:
+        """Compute in Python for so much CPU time."""
+        until = time.thread_time() + seconds
+        while time.thread_time() < until:
+            for _ in range(100):
+                pass
+
+
+def serve(options: dict[str, Any]) -> None:
+    """Serve until the parent has gone."""
+    with Node("memory://servers") as node, Server(TOPIC, Service(), node=node, **options) as server:
+        print(server.endpoints[0], flush=True)
+        sys.stdin.read()
+
+
+@contextlib.contextmanager
+def server(node: Node, **options: Any) -> Iterator[Client]:
+    """Start a server process and yield a client that is connected to it."""
+    options["bind"] = "tcp://127.0.0.1:*"
+    environment = os.environ | {"PYTHONPATH": str(Path(zmqcore.__file__).parents[1])}
+    with subprocess.Popen(
+        [sys.executable, __file__, "--serve", json.dumps(options)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+    ) as process:
+        assert process.stdout is not None
+        endpoint = process.stdout.readline().strip()
+        with Client(TOPIC, node=node, connect=endpoint, timeout=TIMEOUT) as client:
+            for _ in range(100):
+                assert client.call("echo", PAYLOAD) == PAYLOAD
+            yield client
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+def percentile(values: list[float], share: float) -> float:
+    """Return the value below which ``share`` of the values lie."""
+    return sorted(values)[min(int(len(values) * share), len(values) - 1)]
+
+
+# -- pool: what threads cost ---------------------------------------------------------------------------------
+
+
+def sequential(client: Client, calls: int) -> list[float]:
+    """Return how long each of some calls took, one after the other."""
+    clock, call, took = time.perf_counter, client.call, []
+    for _ in range(calls):
+        began = clock()
+        answer = call("echo", PAYLOAD)
+        took.append(clock() - began)
+        assert answer == PAYLOAD
+    return took
+
+
+def pool(node: Node, options: argparse.Namespace) -> Sample:
+    """Sequential calls to an inline server and to one with four threads, in turn within one round."""
+    took: dict[int, list[float]] = {0: [], 4: []}
+    with server(node, workers=0) as inline, server(node, workers=4) as threads:
+        for _ in range(4 if options.quick else 10):
+            for workers, client in ((0, inline), (4, threads)):
+                took[workers] += sequential(client, 500)
+    inline_us, threads_us = (statistics.median(took[workers]) * 1e6 for workers in (0, 4))
+    return {"inline_us": inline_us, "threads_us": threads_us, "ratio": threads_us / inline_us}
+
+
+# -- compute: short calls beside one that computes -----------------------------------------------------------
+
+
+def paced(client: Client, rate: float, seconds: float, threads: int = 16) -> list[float]:
+    """Call ``rate`` times a second by a clock that waits for nobody; return how late each answer came, in seconds."""
+    began = time.perf_counter() + 0.1
+    late: list[float] = []
+
+    def some(number: int) -> None:
+        for turn in range(int(rate * seconds / threads)):
+            due = began + (turn * threads + number) / rate
+            time.sleep(max(0.0, due - time.perf_counter()))
+            assert client.call("echo", PAYLOAD) == PAYLOAD
+            late.append(time.perf_counter() - due)
+
+    running = [threading.Thread(target=some, args=(number,)) for number in range(threads)]
+    for thread in running:
+        thread.start()
+    for thread in running:
+        thread.join()
+    return late
+
+
+def compute(node: Node, options: argparse.Namespace) -> Sample:
+    """1,000 short calls a second, alone and beside a handler that computes in Python all the time."""
+    seconds = 2.0 if options.quick else 5.0
+    with server(node, workers=4) as client:
+        alone = paced(client, 1000.0, seconds)
+        over = threading.Event()
+
+        def burn() -> None:
+            while not over.is_set():
+                client.call("burn", 0.2)
+
+        burning = threading.Thread(target=burn)
+        burning.start()
+        time.sleep(0.5)
+        beside = paced(client, 1000.0, seconds)
+        over.set()
+        burning.join()
+    p99 = percentile(beside, 0.99)
+    return {
+        "alone_p99_ms": percentile(alone, 0.99) * 1e3,
+        "beside_p50_ms": statistics.median(beside) * 1e3,
+        "beside_p99_ms": p99 * 1e3,
+        "switch_intervals": p99 / sys.getswitchinterval(),
+    }
+
+
+# -- overload: three times more than can be done -------------------------------------------------------------
+
+
+def closed_loop(client: Client, call: tuple[str, float], in_flight: int, seconds: float) -> float:
+    """Return how many calls a second are done when so many are always in flight: the peak."""
+    until = time.perf_counter() + seconds
+
+    def some() -> int:
+        done = 0
+        while time.perf_counter() < until:
+            client.call(*call)
+            done += 1
+        return done
+
+    counts: list[int] = []
+    running = [threading.Thread(target=lambda: counts.append(some())) for _ in range(in_flight)]
+    for thread in running:
+        thread.start()
+    for thread in running:
+        thread.join()
+    return sum(counts) / seconds
+
+
+def open_loop(client: Client, call: tuple[str, float], rate: float, seconds: float) -> Counter[str]:
+    """Offer ``rate`` calls a second whatever becomes of them; return how many ended how."""
+    ended: Counter[str] = Counter()
+
+    def note(future: Any) -> None:
+        error = future.exception()
+        ended["done" if error is None else type(error).__name__] += 1
+
+    futures = []
+    began = time.perf_counter()
+    for number in range(int(rate * seconds)):
+        time.sleep(max(0.0, began + number / rate - time.perf_counter()))
+        try:
+            futures.append(client.submit(*call))
+        except Overloaded:
+            ended["not sent"] += 1
+        else:
+            futures[-1].add_done_callback(note)
+    for future in futures:
+        with contextlib.suppress(zmqcore.ZmqcoreError):
+            future.result()
+    return ended
+
+
+def overload(call: tuple[str, float], workers: int, on_full: str) -> Callable[..., Sample]:
+    def measure(node: Node, options: argparse.Namespace) -> Sample:
+        """The peak, and then three times as much for 10 s, from callers that have 250 ms."""
+        seconds = 3.0 if options.quick else 10.0
+        with server(node, workers=workers, queue_size=8 * workers, on_full=on_full) as client:
+            peak = closed_loop(client, call, 2 * workers, 2.0)
+            began = time.perf_counter()
+            ended = open_loop(client.prepare(timeout=0.25), call, 3 * peak, seconds)
+            took = time.perf_counter() - began
+        goodput = ended["done"] / took
+        return {"peak": peak, "goodput": goodput, "share": goodput / peak, **ended}
+
+    return measure
+
+
+# -- running them --------------------------------------------------------------------------------------------
+
+MEASUREMENTS: dict[str, Callable[[Node, argparse.Namespace], Sample]] = {
+    "pool": pool,
+    "compute": compute,
+    "overload": overload(("sleep", 0.005), 4, "reject"),
+    "overload-compute": overload(("burn", 0.002), 1, "reject"),
+    "overload-wait": overload(("sleep", 0.005), 4, "wait"),
+}
+REPEATED = {"pool", "compute"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Goal:
+    """What a row's figure should be: the median over the rounds."""
+
+    row: str
+    metric: str
+    title: str
+    bound: str
+    goal: float
+
+
+GOALS = (
+    Goal("pool", "ratio", "sequential calls, 4 threads / inline", "≤", 1.3),
+    Goal(
+        "compute",
+        "switch_intervals",
+        "1,000 calls/s beside one that computes: p99 / switch interval",
+        "≤",
+        3.0,
+    ),
+    Goal("overload", "share", "3 x overload, handlers that wait: done / peak", "≥", 0.8),
+    Goal("overload-compute", "share", "3 x overload, handlers that compute: done / peak", "≥", 0.8),
+)
+
+
+def report(samples: dict[str, list[Sample]]) -> None:
+    """Print the goals, then everything else that was measured."""
+    print(
+        f"{os.cpu_count()} CPUs, {platform.system()} {platform.release()}, Python {platform.python_version()}, "
+        f"libzmq {zmq.zmq_version()}, zmqcore {zmqcore.__version__}"
+    )
+    width = max(len(goal.title) for goal in GOALS)
+    print(f"\n{'':{width}}   goal  reached  met")
+    for goal in GOALS:
+        if goal.row in samples:
+            value = statistics.median(sample[goal.metric] for sample in samples[goal.row])
+            met = value <= goal.goal if goal.bound == "≤" else value >= goal.goal
+            print(
+                f"{goal.title:{width}}  {goal.bound} {goal.goal:3g}  {value:7.3g}  {'yes' if met else 'NO'}"
+            )
+    print()
+    for row, found in samples.items():
+        for sample in found:
+            print(f"{row}: " + ", ".join(f"{name} {value:,.4g}" for name, value in sample.items()))
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+
+    def some_rows(text: str) -> list[str]:
+        words = [word for word in text.split(",") if word]
+        if unknown := [word for word in words if word not in MEASUREMENTS]:
+            raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: not one of {', '.join(MEASUREMENTS)}")
+        return words
+
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--rows", type=some_rows, default=list(MEASUREMENTS), help=", ".join(MEASUREMENTS))
+    parser.add_argument("--quick", action="store_true", help="fewer calls and rounds")
+    parser.add_argument("--rounds", type=int, default=5, help="of pool and compute (default 5)")
+    parser.add_argument("--json", metavar="FILE", help="write everything there, too")
+    parser.add_argument("--serve", type=json.loads, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Measure and print. Whether a goal was met does not matter here."""
+    options = parse()
+    if options.serve is not None:
+        serve(options.serve)
+        return 0
+    samples: dict[str, list[Sample]] = {}
+    for row in options.rows:
+        for _ in range(options.rounds if row in REPEATED and not options.quick else 1):
+            print(f"\r\x1b[K{row} ...", end="", file=sys.stderr, flush=True)
+            with Node("memory://servers") as node:
+                samples.setdefault(row, []).append(MEASUREMENTS[row](node, options))
+    print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+    if options.json:
+        goals = [dataclasses.asdict(goal) for goal in GOALS]
+        Path(options.json).write_text(json.dumps({"goals": goals, "samples": samples}, indent=1) + "\n")
+    report(samples)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
