@@ -80,7 +80,8 @@ cdef class Channel:
     cdef int64_t last_drain
     cdef int64_t last_heard     # when anything came last
 
-    cdef uint64_t n_calls, n_casts, n_replies, n_late, n_garbage, n_timeouts, n_lost, n_window_waits, n_received_bytes
+    cdef uint64_t n_calls, n_casts, n_replies, n_late, n_garbage, n_timeouts, n_cancelled, n_lost, n_window_waits
+    cdef uint64_t n_received_bytes
 
     cpdef Envelope call(
         self, bytes topic, str method, body, list buffers, bytes metadata, int codec, timeout)
@@ -106,6 +107,7 @@ cdef class Channel:
     cdef int _look_sometimes(self, int64_t now) except -1
     cdef int _transmit(self, Parcel *parcel) except -1
     cdef int _after_sending(self) except -1
+    cdef int _keep_edge(self) except -1
     cdef bint _has_room(self, size_t size) noexcept
     cdef int _record_sent(self, size_t size) noexcept
     cdef int _acked(self, uint64_t ack) except -1
@@ -126,9 +128,11 @@ cdef class Channel:
     cdef int _hello(self, Envelope envelope) except -1
     cdef int _part(self) except -1
     cdef int _ask_for_hello(self) except -1
+    cdef bint _control(self, int kind, uint64_t id) except -1
     cdef int _finish(self, Pending pending, int outcome) except -1
     cdef int _lose(self, str reason) except -1
     cdef int _end_all(self, int outcome) except -1
     cdef int _abandon(self, Pending pending) except -1
     cdef int _expire(self, Pending pending) except -1
+    cdef int _give_up(self, Pending pending) except -1
     cdef Envelope _result(self, Pending pending)

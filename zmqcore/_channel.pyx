@@ -38,11 +38,10 @@ from libc.stddef cimport size_t
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from zmqcore._frame cimport (
-    FLAG_FLOW, HEADER_BYTES, KIND_ACK, KIND_CALL, KIND_CAST, KIND_ERROR, KIND_GOODBYE, KIND_HELLO, KIND_PING, KIND_PONG,
-    KIND_REPLY, NO_DEADLINE, Envelope, Header, Parcel, envelope_take, parcel_close, parcel_pack,
-    parcel_pack_control, parcel_send,
-    parcel_set_id, parcel_set_remaining, parse_header, part_take, release_sent_buffers,
-    sent_buffers_returned,
+    FLAG_FLOW, HEADER_BYTES, KIND_ACK, KIND_CALL, KIND_CANCEL, KIND_CAST, KIND_ERROR, KIND_GOODBYE, KIND_HELLO,
+    KIND_PING, KIND_PONG, KIND_REPLY, NO_DEADLINE, Envelope, Header, Parcel, envelope_take, parcel_close, parcel_pack,
+    parcel_pack_control, parcel_send, parcel_set_id, parcel_set_remaining, parse_header, part_take,
+    release_sent_buffers, sent_buffers_returned,
 )
 from zmqcore._libzmq cimport libzmq, raise_errno, zc_msg_t
 from zmqcore._socket cimport (
@@ -123,7 +122,9 @@ cdef class Pending:
         return self.channel._result(self)
 
     def cancel(self) -> bool:
-        """Give the request up; a reply that still comes is dropped. Return whether it was still waiting."""
+        """Give the request up, and tell the server; a reply that still comes is dropped.
+
+        Return whether it was still waiting."""
         return self.channel._cancel(self)
 
     @property
@@ -509,8 +510,8 @@ cdef class Channel:
         """Return the counters since the channel was made, and what is outstanding now."""
         return {
             "calls": self.n_calls, "casts": self.n_casts, "replies": self.n_replies, "late_replies": self.n_late,
-            "garbage": self.n_garbage, "timeouts": self.n_timeouts, "lost": self.n_lost,
-            "window_waits": self.n_window_waits, "sent_bytes": self.sent_bytes,
+            "garbage": self.n_garbage, "timeouts": self.n_timeouts, "cancelled": self.n_cancelled,
+            "lost": self.n_lost, "window_waits": self.n_window_waits, "sent_bytes": self.sent_bytes,
             "received_bytes": self.n_received_bytes, "outstanding_calls": len(self.pending),
             "window_messages": self.sent_id - self.acked_id, "window_bytes": self.sent_bytes - self.acked_bytes,
         }
@@ -632,6 +633,10 @@ cdef class Channel:
         """Tell the next sender that it may go on, and keep the edge-trigger rule for whoever waits on the fd."""
         if self.senders:
             self._wake_sender()
+        return self._keep_edge()
+
+    cdef int _keep_edge(self) except -1:
+        """Something was sent, which may have swallowed the edge for whoever waits on the socket: look in its place."""
         if self.watched or (self.attended and self.loop_thread != PyThread_get_thread_ident()):
             self.shared.read_events()
             if self.shared.readable or not self.shared.writable:
@@ -1000,18 +1005,28 @@ cdef class Channel:
 
     cdef int _part(self) except -1:
         """Answer the goodbye: everything has come that we wait for."""
+        self.parted = self._control(KIND_GOODBYE, 0)
+        return 0
+
+    cdef bint _control(self, int kind, uint64_t id) except -1:
+        """Send a message of the protocol itself that does not count in the window; return whether libzmq has it.
+
+        The connection is there, as far as is known, and the lock is held.
+        """
         cdef Parcel parcel
         cdef Header header
-        header.kind = KIND_GOODBYE
+        cdef bint sent
+        header.kind = kind
         header.flags = FLAG_FLOW
         header.codec = 0
-        header.id = header.ack = 0
+        header.id = id
+        header.ack = 0
         header.remaining_ms = NO_DEADLINE
         header.body_bytes = 0
         parcel_pack_control(&parcel, &header, NULL)
-        self.parted = parcel_send(&parcel, self.shared.handle) == 0
+        sent = parcel_send(&parcel, self.shared.handle) == 0
         parcel_close(&parcel)
-        return 0
+        return sent
 
     cdef int _finish(self, Pending pending, int outcome) except -1:
         """End ``pending``, which has been taken out of the tables, and wake or note whom it concerns."""
@@ -1060,8 +1075,7 @@ cdef class Channel:
             elif pending.deadline != NEVER and now_ns() >= pending.deadline:
                 self._expire(pending)
             else:
-                self.pending.pop(pending.id, None)
-                self._finish(pending, OUTCOME_CANCELLED)
+                self._give_up(pending)
         finally:
             self._unlock()
         return 0
@@ -1078,10 +1092,10 @@ cdef class Channel:
         self._check()
         self.shared.enter()
         try:
-            if self.pending.pop(pending.id, None) is None:
+            if self.pending.get(pending.id) is None:
                 return False
             pending.callback = None
-            self._finish(pending, OUTCOME_CANCELLED)
+            self._give_up(pending)
             return True
         finally:
             self._unlock()
@@ -1105,6 +1119,15 @@ cdef class Channel:
         if attend and self.attention is not None:
             self.attention(self)
         return True
+
+    cdef int _give_up(self, Pending pending) except -1:
+        """End ``pending``, which has been sent, without its reply, and tell the server that nobody waits for it."""
+        del self.pending[pending.id]
+        self.n_cancelled += 1
+        self._finish(pending, OUTCOME_CANCELLED)
+        # Should the connection have gone meanwhile, whoever looks at it next notices.
+        self._control(KIND_CANCEL, pending.id)
+        return self._keep_edge()
 
     cdef Envelope _result(self, Pending pending):
         cdef double waited

@@ -7,6 +7,8 @@ from zmqcore._frame cimport Envelope, Header, Parcel
 from zmqcore._libzmq cimport zc_msg_t
 from zmqcore._socket cimport SharedSocket, Waiter
 
+cdef class Request
+
 cdef class Peer:
     cdef bytes routing_id
     cdef bint flow              # it counts on acknowledgements
@@ -14,7 +16,11 @@ cdef class Peer:
     cdef uint64_t taken         # the highest id that was taken from it
     cdef uint64_t unacked, unacked_one_way, unacked_bytes
     cdef int64_t last_seen
-    cdef int64_t outstanding    # calls taken from it and not answered yet
+    # Its calls that have been neither answered nor cancelled yet, in order of arrival, and how many these are.
+    cdef Request oldest, newest
+    cdef int64_t outstanding
+    cdef Py_ssize_t n_aside     # requests of it that stand in Port.aside
+    cdef uint64_t ping_aside    # the highest id of a ping that came behind such requests
     cdef int64_t last_reply
     cdef bint late              # it has connected after the goodbye
     cdef bint told              # it has been sent a goodbye
@@ -29,6 +35,11 @@ cdef class Request:
     cdef readonly str method        # name; bytes that are not UTF-8 show as escapes
     cdef bint delimiter         # the peer is a REQ socket: an empty part comes before the envelope
     cdef bint answered
+    cdef readonly bint cancelled    # the caller has given it up
+    cdef public object watcher      # called without arguments by receive() once it is cancelled; or None
+    cdef Request newer          # the next one of Peer's list, and below the one before (borrowed)
+    cdef void *older
+    cdef bint linked            # it stands in that list
     cdef int64_t deadline
 
 cdef class Port:
@@ -42,6 +53,10 @@ cdef class Port:
     cdef bytes last_topic, last_method_bytes    # of the last request, and below as text
     cdef str last_method
     cdef list owing             # peers that have something unacknowledged
+    cdef object aside           # deque of requests that nobody could begin yet, and that are not acknowledged
+    cdef Py_ssize_t max_aside
+    cdef bint setting_aside
+    cdef list noticed           # requests whose watcher is to be called
     cdef bint receiving         # a thread is in receive()
     cdef bint watched           # ... and in poll(2): senders must keep the edge-trigger rule
     cdef bint woken, closed
@@ -50,13 +65,19 @@ cdef class Port:
     cdef size_t max_bytes
     cdef Py_ssize_t max_buffers
     cdef int64_t next_prune
-    cdef uint64_t n_calls, n_casts, n_fanouts, n_replies, n_acks, n_garbage, n_too_large
+    cdef uint64_t n_calls, n_casts, n_fanouts, n_cancelled, n_replies, n_acks, n_garbage, n_too_large
     cdef uint64_t n_undeliverable, n_dropped, n_received_bytes, n_sent_bytes
 
     cdef int _check(self) except -1
     cdef int _part(self, Peer peer) except -1
     cdef int _take(self, list requests) except -1
     cdef Request _take_envelope(self, Peer peer, zc_msg_t *message, bint delimiter)
+    cdef int _set_aside(self) except -1
+    cdef int _hand_over(self, list requests, Py_ssize_t limit) except -1
+    cdef int _link(self, Request request) noexcept
+    cdef int _unlink(self, Request request) noexcept
+    cdef int _cancel(self, Peer peer, uint64_t id) except -1
+    cdef int _notify(self) except -1
     cdef bytes _topic_of(self, Envelope envelope)
     cdef str _method_of(self, Envelope envelope)
     cdef Request _refuse(self, Request request, size_t n_bytes)

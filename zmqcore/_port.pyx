@@ -9,10 +9,14 @@ the latest after ACK_MESSAGES messages or ACK_BYTES bytes, for one-way messages 
 calls that take long after ACK_CALLS_AFTER. The first message on a new connection is answered by a hello that
 names that message and this port's instance.
 
+A server that can begin nothing more goes on receiving all the same, with a limit of 0: cancels are obeyed at once then,
+and requests are set aside. Those are not acknowledged before they are handed over, so their senders' windows fill.
+
 Bytes that are not an envelope are counted and dropped.
 """
 
 import os
+from collections import deque
 
 import zmq
 
@@ -24,9 +28,9 @@ from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memcmp, memcpy
 
 from zmqcore._frame cimport (
-    FLAG_FLOW, HEADER_BYTES, KIND_ACK, KIND_CALL, KIND_CAST, KIND_ERROR, KIND_FANOUT, KIND_GOODBYE, KIND_HELLO,
-    KIND_PING, KIND_PONG, KIND_REPLY, NO_DEADLINE, Envelope, Header, Parcel, envelope_take, parcel_close, parcel_pack,
-    parcel_pack_control, parcel_send, parcel_set_ack, parse_header, part_take, release_sent_buffers,
+    FLAG_FLOW, HEADER_BYTES, KIND_ACK, KIND_CALL, KIND_CANCEL, KIND_CAST, KIND_ERROR, KIND_FANOUT, KIND_GOODBYE,
+    KIND_HELLO, KIND_PING, KIND_PONG, KIND_REPLY, NO_DEADLINE, Envelope, Header, Parcel, envelope_take, parcel_close,
+    parcel_pack, parcel_pack_control, parcel_send, parcel_set_ack, parse_header, part_take, release_sent_buffers,
     sent_buffers_held,
 )
 from zmqcore._libzmq cimport ZMQ_DONTWAIT, ZMQ_SNDMORE, libzmq, raise_errno, zc_msg_t
@@ -50,9 +54,11 @@ cdef int64_t PRUNE_SILENT_FOR = 60_000_000_000  # ns
 
 
 @cython.final
-@cython.no_gc       # holds a bytes object only
 cdef class Peer:
-    """One connection to the port, by the routing id that libzmq gave it."""
+    """One connection to the port, by the routing id that libzmq gave it.
+
+    Its calls that wait for an answer are a list, linked through the requests themselves, from ``oldest`` to ``newest``.
+    """
 
 
 @cython.final
@@ -67,17 +73,22 @@ cdef class Request:
 
     @property
     def wants_reply(self) -> bool:
-        """Whether it is a call that has not been answered yet."""
-        return self.envelope.header.kind == KIND_CALL and not self.answered
+        """Whether it is a call that has neither been answered yet nor cancelled."""
+        return self.envelope.header.kind == KIND_CALL and not self.answered and not self.cancelled
 
     @property
     def expired(self) -> bool:
-        """Whether the caller's deadline has passed: nobody waits for the result any more."""
-        return self.deadline != NEVER and now_ns() >= self.deadline
+        """Whether nobody waits for the result any more: the caller's deadline has passed, or it has cancelled."""
+        return self.cancelled or (self.deadline != NEVER and now_ns() >= self.deadline)
 
     @property
     def remaining(self) -> float | None:
-        """How many seconds are left until the caller's deadline, 0.0 at least; None if it has none."""
+        """How many seconds are left until the caller's deadline, 0.0 at least; None if it has none.
+
+        0.0 once the caller has cancelled.
+        """
+        if self.cancelled:
+            return 0.0
         if self.deadline == NEVER:
             return None
         return max(0.0, (self.deadline - now_ns()) / 1e9)
@@ -90,7 +101,8 @@ cdef class Request:
         buffers = self.envelope.buffers
         return (
             self.method, self.topic, self.envelope.header.codec, self.envelope, () if buffers is None else buffers,
-            None if self.deadline == NEVER else self.remaining, self.envelope.header.kind == KIND_CALL)
+            None if self.deadline == NEVER and not self.cancelled else self.remaining,
+            self.envelope.header.kind == KIND_CALL)
 
     @property
     def peer_id(self) -> bytes:
@@ -98,7 +110,7 @@ cdef class Request:
         return self.peer.routing_id
 
     def reply(self, body, list buffers=None, int codec=0, bytes metadata not None=b"") -> bool:
-        """Send the result. Return False if the peer has gone.
+        """Send the result. Return False if the peer has gone or has cancelled.
 
         ``body`` is bytes-like and copied, ``buffers`` are not copied and must not change until they are sent.
         Raises PayloadTooLarge over the port's limits (nothing has been sent then and another answer can be), and
@@ -159,6 +171,9 @@ cdef class Port:
         self.hello = self.instance + int(max_bytes).to_bytes(8, "little") + int(max_buffers).to_bytes(4, "little")
         self.peers = {}
         self.owing = []
+        self.aside = deque()
+        self.max_aside = max(1, high_water)
+        self.noticed = []
         self.next_prune = now_ns() + PRUNE_EVERY
 
     # -- what the server uses ----------------------------------------------------------------------------
@@ -166,8 +181,9 @@ cdef class Port:
     def receive(self, max_messages: int = 64, timeout: float | None = None) -> list:
         """Return the requests that have come, at most ``max_messages``; wait up to ``timeout`` seconds for one.
 
-        Returns an empty list at the timeout or after wake(). Raises Closed once the port is closed, and
-        InternalError if another thread is in receive().
+        With 0 cancels are obeyed, and requests are set aside for later, as many as ``full`` allows. Returns an empty
+        list at the timeout or after wake(). Calls the ``watcher`` of every request that has been cancelled. Raises
+        Closed once the port is closed, and InternalError if another thread is in receive().
         """
         cdef int64_t deadline = deadline_after(timeout)
         cdef int64_t until, before, now, budget, tried = 0, spun_at = 0
@@ -187,8 +203,12 @@ cdef class Port:
                 if coarse_now_ns() >= self.next_prune:
                     self._prune(coarse_now_ns())
                 while True:
+                    if self.aside:
+                        self._hand_over(requests, limit)
                     while len(requests) < limit and self._take(requests) != EAGAIN:
                         pass
+                    if limit == 0:
+                        self._set_aside()
                     if tried and (self.n_received_bytes != received or now_ns() - spun_at > 3 * tried):
                         self.shared.spin_result(tried, now_ns() - spun_at)
                         tried = 0
@@ -221,7 +241,8 @@ cdef class Port:
                     self.shared.leave()
                     try:
                         release_sent_buffers()
-                        self.waiter.wait(self.shared.fd, until, budget)
+                        # What is not read keeps the descriptor readable.
+                        self.waiter.wait(self.shared.fd if limit or not self.full else -1, until, budget)
                     finally:
                         self.shared.enter()
                         self.watched = False
@@ -234,7 +255,14 @@ cdef class Port:
                 self.receiving = False
         finally:
             self._unlock()
+            if self.noticed:
+                self._notify()
         return requests
+
+    @property
+    def full(self) -> bool:
+        """Whether so many requests have been set aside that receive(0) reads nothing more."""
+        return len(self.aside) >= self.max_aside
 
     def flush(self, calls_too: bool = False) -> None:
         """Acknowledge what needs no reply, with ``calls_too`` everything that has been taken.
@@ -338,6 +366,7 @@ cdef class Port:
         """Return the counters since the port was made, and how many peers it knows now."""
         return {
             "peers": len(self.peers), "calls": self.n_calls, "casts": self.n_casts, "fanouts": self.n_fanouts,
+            "cancelled": self.n_cancelled, "set_aside": len(self.aside),
             "replies": self.n_replies, "acks": self.n_acks, "garbage": self.n_garbage,
             "too_large": self.n_too_large, "undeliverable_replies": self.n_undeliverable,
             "dropped_replies": self.n_dropped, "received_bytes": self.n_received_bytes,
@@ -444,7 +473,10 @@ cdef class Port:
                 peer.late = True
                 self._part(peer)
         if header.kind == KIND_PING:
-            self._count_taken(peer, &header, n_bytes)
+            if peer.n_aside:
+                peer.ping_aside = header.id
+            else:
+                self._count_taken(peer, &header, n_bytes)
             self._control(peer, KIND_PONG, header.id, b"", delimiter)
             return None
         if header.kind == KIND_GOODBYE:
@@ -461,15 +493,15 @@ cdef class Port:
             return None
         if header.kind == KIND_CALL:
             self.n_calls += 1
-            peer.outstanding += 1
             peer.parted = False
         elif header.kind == KIND_CAST:
             self.n_casts += 1
         elif header.kind == KIND_FANOUT:
             self.n_fanouts += 1
         else:
-            return None         # an ack, a hello, a cancel: nothing that a port acts on
-        self._count_taken(peer, &header, n_bytes)
+            if header.kind == KIND_CANCEL:
+                self._cancel(peer, header.id)
+            return None         # an ack, a hello: nothing that a port acts on
         request = Request.__new__(Request)
         request.port = self
         request.peer = peer
@@ -481,8 +513,97 @@ cdef class Port:
         if header.remaining_ms != NO_DEADLINE:
             request.deadline = now_ns() + <int64_t>header.remaining_ms * 1000000
         if n_parts != header.n_buffers or (n_parts and len(envelope.buffers) != n_parts):
+            self._count_taken(peer, &header, n_bytes)
             return self._refuse(request, n_bytes)
+        if self.setting_aside:
+            peer.n_aside += 1
+        else:
+            self._count_taken(peer, &header, n_bytes)
+        if header.kind == KIND_CALL:
+            self._link(request)
         return request
+
+    cdef int _set_aside(self) except -1:
+        """Take what has come, and keep the requests for later. They are taken, for their senders, when handed over."""
+        cdef list requests = []
+        self.setting_aside = True
+        try:
+            while len(self.aside) < self.max_aside and self._take(requests) != EAGAIN:
+                if requests:
+                    self.aside.append(requests.pop())
+        finally:
+            self.setting_aside = False
+        return 0
+
+    cdef int _hand_over(self, list requests, Py_ssize_t limit) except -1:
+        """Append requests that were set aside to ``requests``, the oldest first."""
+        cdef Request request
+        cdef Peer peer
+        while self.aside and len(requests) < limit:
+            request = self.aside.popleft()
+            peer = request.peer
+            peer.n_aside -= 1
+            self._count_taken(peer, &request.envelope.header, request.envelope.n_bytes)
+            if peer.n_aside == 0 and peer.ping_aside > peer.taken:
+                peer.taken = peer.ping_aside
+            requests.append(request)
+        return 0
+
+    # -- calls that wait for an answer -------------------------------------------------------------------
+
+    cdef int _link(self, Request request) noexcept:
+        cdef Peer peer = request.peer
+        request.linked = True
+        if peer.newest is None:
+            peer.oldest = request
+        else:
+            request.older = <void *>peer.newest
+            peer.newest.newer = request
+        peer.newest = request
+        peer.outstanding += 1
+        return 0
+
+    cdef int _unlink(self, Request request) noexcept:
+        cdef Peer peer = request.peer
+        cdef Request newer = request.newer
+        if not request.linked:
+            return 0
+        if request.older == NULL:
+            peer.oldest = newer
+        else:
+            (<Request>request.older).newer = newer
+        if newer is None:
+            peer.newest = None if request.older == NULL else <Request>request.older
+        else:
+            newer.older = request.older
+        request.newer = None
+        request.older = NULL
+        request.linked = False
+        peer.outstanding -= 1
+        return 0
+
+    cdef int _cancel(self, Peer peer, uint64_t id) except -1:
+        """The caller of request ``id`` does not wait any longer. It is probably one of the older ones."""
+        cdef Request request = peer.oldest
+        while request is not None and request.envelope.header.id != id:
+            request = request.newer
+        if request is not None:
+            self.n_cancelled += 1
+            request.cancelled = True
+            self._unlink(request)
+            if request.watcher is not None:
+                self.noticed.append(request)
+        return 0
+
+    cdef int _notify(self) except -1:
+        """Tell those who watch their requests. Without the lock: what they do is their own."""
+        cdef Request request
+        noticed, self.noticed = self.noticed, []
+        for request in noticed:
+            watcher, request.watcher = request.watcher, None    # it may refer to the request
+            if watcher is not None:
+                watcher()
+        return 0
 
     cdef bytes _topic_of(self, Envelope envelope):
         """Return the envelope's topic: the very object of the last request if it is the same."""
@@ -514,7 +635,6 @@ cdef class Port:
             self.n_garbage += 1
             reason = b"ProtocolError: the envelope announces another number of buffers than came"
         if request.envelope.header.kind == KIND_CALL:
-            request.peer.outstanding -= 1
             self._control(request.peer, KIND_ERROR, request.envelope.header.id, reason, request.delimiter)
         return None
 
@@ -587,7 +707,7 @@ cdef class Port:
         return self._send(peer, &parcel, delimiter)
 
     cdef int _answer(self, Request request, int kind, body, list buffers, bytes metadata, int codec) except -1:
-        """Pack and send the answer; return 1, or 0 if the peer has gone."""
+        """Pack and send the answer; return 1, or 0 if the peer has gone or does not want it any more."""
         cdef Parcel parcel
         cdef Header header
         if request.envelope.header.kind != KIND_CALL:
@@ -607,8 +727,13 @@ cdef class Port:
             if request.answered:
                 raise errors.InternalError(f"{request!r} is answered twice")
             raise errors.Closed(f"the port at {', '.join(self.endpoints)} is closed")
+        if request.cancelled:
+            self.shared.leave()
+            parcel_close(&parcel)
+            request.watcher = None
+            return 0
         request.answered = True
-        request.peer.outstanding -= 1
+        self._unlink(request)
         request.peer.last_reply = now_ns()
         request.peer.replied_since = request.peer.told
         try:
@@ -616,6 +741,7 @@ cdef class Port:
             return self._send(request.peer, &parcel, request.delimiter)
         finally:
             self._unlock()
+            request.watcher = None      # it may refer to the request
 
     cdef int _send(self, Peer peer, Parcel *parcel, bint delimiter) except -1:
         """Send ``parcel`` to ``peer`` and close it; return 1, or 0 if the peer has gone or reads nothing.
@@ -671,8 +797,13 @@ cdef class Port:
     cdef int _unlock(self) except -1:
         """Release the lock, and close the socket if that was asked for and nobody receives."""
         cdef bint close_now = self.closed and not self.receiving and self.shared.handle != NULL
+        cdef Peer peer
         if close_now:
             self.shared.handle = NULL
+            # Nobody will answer what is left: the lists are cycles.
+            for peer in self.peers.values():
+                while peer.oldest is not None:
+                    self._unlink(peer.oldest)
         self.shared.leave()
         release_sent_buffers()
         if close_now:

@@ -500,7 +500,7 @@ def valid() -> list[dict[str, Any]]:
     add("pong", "The answer to ping 21.", "pong", id=21, ack=21)
     add(
         "cancel",
-        "The caller of request 8 does not wait any longer. A server may ignore it.",
+        "The caller of request 8 does not wait any longer. There is no answer.",
         "cancel",
         id=8,
         flags=FLOW,

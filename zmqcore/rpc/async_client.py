@@ -29,7 +29,7 @@ class AsyncClient(BaseClient):
     """Talk to the servers of ``topic`` from coroutines. Options, methods and errors are those of :class:`Client`.
 
     The event loop drives the channels: there is no thread and no task per call. One client can be used by several loops
-    in several threads. Cancelling a call gives it up: its reply is dropped when it comes.
+    in several threads. Cancelling a call tells the server, which cancels the coroutine that it runs.
     """
 
     # -- operations ------------------------------------------------------------------------------------------

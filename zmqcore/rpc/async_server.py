@@ -44,7 +44,8 @@ class AsyncServer(Service):
     """Serve ``endpoints`` under ``topic`` on the running event loop: coroutine functions as tasks, others inline.
 
     ``max_concurrency``: how many coroutines may run at a time; up to ``queue_size`` more wait for their turn, and
-    ``on_full`` says what happens beyond that. These and the other options are those of :class:`Server`.
+    ``on_full`` says what happens beyond that. A caller that cancels has its coroutine cancelled. These and the other
+    options are those of :class:`Server`.
 
     Use it by ``async with``, or call start() and stop(). It belongs to the loop that has started it; one that was
     stopped can be started again. A plain function that blocks stops the whole loop, and what comes meanwhile is not
@@ -355,15 +356,17 @@ class _Reader:
         self._look_due = False
         if not self._taking or not self._open:
             return
-        if self._backlog.full:
+        # Without room, cancels are still read; the end of a task looks again.
+        room = 0 if self._backlog.full else _BATCH
+        if not room and self._port.full:
             self._stop_reading()
-            return  # the end of a task looks again
+            return
         self._read()
         try:
-            batch = self._port.receive(_BATCH, 0.0)
+            batch = self._port.receive(room, 0.0)
             if not batch:
                 self._port.flush()
-                batch = self._port.receive(_BATCH, 0.0)
+                batch = self._port.receive(room, 0.0)
         except errors.Closed:
             return
         if not batch:
@@ -393,6 +396,8 @@ class _Reader:
         if remaining is not None:
             context.run(deadlines.current.set, time.monotonic() + remaining)
         task = self.loop.create_task(self._dispatcher.run_async(request), context=context)
+        if request.wants_reply:
+            request.watcher = task.cancel
         self._tasks.add(task)
         task.add_done_callback(self._ended, context=self._context)
 

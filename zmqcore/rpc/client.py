@@ -195,8 +195,8 @@ class Client(BaseClient):
     def submit(self, method: str, /, *args: Any, **kwargs: Any) -> concurrent.futures.Future[Any]:
         """Start a call and return a future of its result at once.
 
-        Waiting in ``result()`` drives the call as call() would. Cancelling the future gives the call up. What keeps
-        the request from being sent is raised here.
+        Waiting in ``result()`` drives the call as call() would. Cancelling the future gives the call up, and tells the
+        server. What keeps the request from being sent is raised here.
         """
         buffers: list[Any] = []
         body = self._codec.encode((args, kwargs), buffers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import logging
 import time
@@ -96,13 +97,18 @@ class Dispatcher:
         return self._methods
 
     def open(self, request: Request) -> Work | None:
-        """Return the method that ``request`` asks for and its arguments; None if it was refused, and answered."""
+        """Return the method that ``request`` asks for and its arguments.
+
+        None if it was refused, and answered, or if its caller has cancelled it.
+        """
         name, topic, codec, envelope, buffers, remaining, wants_reply = request.fields()
         method = self._methods.get(name)
         if method is None or topic not in self._topics or codec != self._codec_id:
             self._refuse_unknown(request)
             return None
         if remaining == 0.0:
+            if request.cancelled:
+                return None
             self.expired += 1
             self._refuse(request, "expired", "the caller's deadline had passed before the work was begun")
             return None
@@ -140,7 +146,7 @@ class Dispatcher:
     async def run_async(self, request: Request) -> None:
         """Run one request for a coroutine function and answer it. Never raises.
 
-        Whoever cancels the task gets the caller an error, not silence.
+        Whoever cancels the task gets the caller an error, not silence; unless it was the caller.
         """
         try:
             work = self.open(request)
@@ -150,7 +156,8 @@ class Dispatcher:
             try:
                 result = await (method(*args, **kwargs) if kwargs else method(*args))
             except BaseException as exc:  # noqa: BLE001  (SystemExit and CancelledError too)
-                self._report_raised(request, method, args, kwargs, exc)
+                if not (request.cancelled and isinstance(exc, asyncio.CancelledError)):
+                    self._report_raised(request, method, args, kwargs, exc)
             else:
                 self.handled += 1
                 if wants_reply:

@@ -89,19 +89,24 @@ class _Executor:
         receive = self._port.receive
         try:
             while not self._draining:
-                if batch := receive(_BATCH, None):
+                if batch := receive(self._room(), None):
                     yield batch
             last = time.monotonic()
             while (now := time.monotonic()) < self._drain_until:
-                if batch := receive(_BATCH, _DRAIN_STEP):
+                room = self._room()
+                if batch := receive(room, _DRAIN_STEP):
                     last = time.monotonic()
                     yield batch
-                elif now - last >= _DRAIN_QUIET and self._port.settled():
+                elif room and now - last >= _DRAIN_QUIET and self._port.settled():
                     return
         except errors.Closed:
             return
         except errors.ZmqcoreError:
             _logger.exception("the server stops: its port cannot receive")
+
+    def _room(self) -> int:
+        """How many requests may be received now. With 0 only cancels are."""
+        return _BATCH
 
     def _execute(self, request: Request) -> None:
         if self._discard:
@@ -139,14 +144,15 @@ class Inline(_Executor):
 class Threads(_Executor):
     """``workers`` + 1 threads that take turns in receiving; at most ``workers`` run handlers.
 
-    When all of them do, the last one goes on receiving until the backlog is full; then nobody receives until one of its
-    requests has been begun. With a backlog that rejects it is the one that answers what there is no room for.
+    When all of them do, the last one goes on receiving until the backlog is full; then the port sets aside what comes,
+    until one of its requests has been begun. With a backlog that rejects it is the one that answers what there is no
+    room for.
 
     The condition's lock guards all that follows it here:
       I1. At most one thread receives: the one that has set ``_receiving``.
       I2. ``_running`` threads run handlers, or are about to; never more than ``workers``.
-      I3. If nobody receives and there is room, some thread is running a handler that is expected to be short, is on its
-          way to _take(), or is standing by.
+      I3. If nobody receives, some thread is running a handler that is expected to be short, is on its way to _take(),
+          or is standing by.
     """
 
     def __init__(self, port: Port, dispatcher: Dispatcher, workers: int, backlog: Backlog, name: str) -> None:
@@ -207,9 +213,18 @@ class Threads(_Executor):
         """After a handler: go on with what waits, or stop running handlers."""
         with self._lock:
             if self._backlog:
-                return self._backlog.popleft()
+                return self._pop()
             self._running -= 1
             return None
+
+    def _room(self) -> int:
+        return 0 if self._backlog.full else _BATCH
+
+    def _pop(self) -> Request:
+        """Take the next request that waits; whoever receives may have been waiting for room. The lock is held."""
+        if self._backlog.full:
+            self._port.wake()
+        return self._backlog.popleft()
 
     def _take(self) -> Request | None:
         """Return a request to run, counted as running: one that waits, or one received. None at the end."""
@@ -218,10 +233,10 @@ class Threads(_Executor):
                 while True:
                     if self._backlog and self._running < self._workers:
                         self._running += 1
-                        return self._backlog.popleft()
+                        return self._pop()
                     if self._ended:
                         return None
-                    if not self._receiving and not self._backlog.full:
+                    if not self._receiving:
                         self._receiving = True
                         break
                     self._sleep()
@@ -247,7 +262,7 @@ class Threads(_Executor):
     def _receive(self) -> Request | None:
         """Receive until there is a request that this thread may run; return it, counted as running.
 
-        None when nothing more will come, or nothing more may be received now.
+        None when nothing more will come.
         """
         for batch in self._incoming:
             request = None
@@ -259,12 +274,12 @@ class Threads(_Executor):
                 if self._running < self._workers:
                     self._running += 1
                     request = self._backlog.popleft()
-                self._receiving = go_on = request is None and not self._backlog.full
+                self._receiving = request is None
             for each in rejected:
                 self._dispatcher.reject(
                     each, f"{self._workers} handlers run, {self._backlog.size} calls wait"
                 )
-            if not go_on:
+            if request is not None:
                 return request
         with self._lock:
             self._ended = True

@@ -163,9 +163,9 @@ class CallFuture(concurrent.futures.Future[Any]):
         return super().exception(timeout)
 
     def cancel(self) -> bool:
-        """Give the call up, unless it has ended; return whether it is cancelled.
+        """Give the call up, unless it has ended, and tell the server; return whether it is cancelled.
 
-        Whether the server runs it nobody knows.
+        Whether the server has begun it nobody knows.
         """
         if self._pending.cancel():
             self.settle(self._pending)

@@ -165,7 +165,7 @@ class LoopChannels:
     async def call(self, endpoint: str, request: Message, deadline: float | None) -> Envelope:
         """Send a call to ``endpoint`` and return the reply's envelope. ``request`` is what Channel.call() takes.
 
-        Cancelling gives the call up. Raises as Channel.call() and ChannelPool.acquire() do.
+        Cancelling gives the call up, and tells the server. Raises as Channel.call() and ChannelPool.acquire() do.
         """
         driven = self._by_endpoint.get(endpoint)
         if driven is None or not driven.channel.usable:
@@ -194,7 +194,8 @@ class LoopChannels:
             try:
                 await future
             except BaseException:
-                pending.cancel()
+                if pending.cancel() and not loop.is_closed():
+                    self._sent(driven, None)
                 raise
         finally:
             self._futures.discard(future)
