@@ -219,7 +219,7 @@ def test_one_that_is_killed_is_started_again(
     assert not list(runtime.glob(f"{before[1]}-*.sock")), "what the dead one had bound"
     (died, again) = [record.getMessage() for record in caplog.records]
     assert re.fullmatch(
-        rf"process 2 of t: {before[1]} was ended by SIGKILL after [\d.]+ s; again in 0.2 s", died
+        rf"process 2 of t: {before[1]} was ended by SIGKILL after [\d.]+ s; started again in 0.2 s", died
     )
     assert again == f"process 2 of t serves again: {after[1]}"
 

@@ -336,7 +336,7 @@ class ServerProcesses:
         slot.process = None
         delay = restart_delay(slot.failures)
         slot.restart_at = time.monotonic() + delay
-        _logger.warning("process %d of %s: %s; again in %g s", slot.number, self.topic, why, delay)
+        _logger.warning("process %d of %s: %s; started again in %g s", slot.number, self.topic, why, delay)
 
 
 class _Slot:
