@@ -29,6 +29,25 @@ cdef enum Reply:
     TO_WHOEVER_LOOKS = 2        # nobody waits yet; its deadline is kept all the same
     TO_CALLBACK = 3             # and a callback is to be called as soon as it is there
 
+cdef class Lane:
+    cdef object __weakref__
+    cdef readonly str endpoint
+    cdef readonly object owner
+    cdef Channel channel        # the one that has sent for it last
+    # Each changed by atomic operations: its messages may be on several channels, under the locks of those.
+    cdef int64_t n_unfinished   # accepted, and not known to be finished
+    cdef int64_t n_barred       # of these, those that something new must not overtake now
+    cdef int64_t n_accepted     # since it was made; gives each message its place
+
+cdef class Retained:
+    cdef Parcel parcel          # owned: shares the memory of what was sent
+    cdef Lane lane
+    cdef uint64_t id            # on the channel that holds it
+    cdef int64_t place          # in its lane's order
+    cdef bint barring           # counted in lane.n_barred
+    cdef bint packed
+    cdef int64_t leave_lane(self) noexcept
+
 cdef class Pending:
     cdef Channel channel
     cdef Envelope reply
@@ -37,6 +56,8 @@ cdef class Pending:
     cdef object callback
     cdef bint hurried           # the callback is to be called as soon as this has ended
     cdef size_t size            # of the message that a sender wants to send
+    cdef bint retains           # ... and which is to be retained
+    cdef Lane lane              # which is to be finished, for one who waits for that
     cdef uint64_t id
     cdef int64_t started
     cdef int64_t deadline
@@ -63,6 +84,21 @@ cdef class Channel:
     cdef Py_ssize_t max_buffers
     cdef object senders         # deque of Pending: who waits for a connection or for room in the window
 
+    # What was accepted is retained until the port says that it is finished. Bounded as the window is, but apart from
+    # it: a method that takes long must not hold up what needs no more than to be taken.
+    cdef object retained        # deque of Retained, in the order of their ids
+    cdef uint64_t retained_bytes
+    cdef uint64_t max_retained
+    cdef uint64_t sender        # names this channel in the messages' identities; 0 until it is needed
+    cdef uint64_t n_accepted    # the sequence number of the last one that began here
+    cdef object acceptors       # deque of Pending: who waits for room to retain
+    cdef list flushers          # Pendings of those who wait for their lanes to be finished
+    cdef list done              # Lanes whose last message is finished, to be let go outside the lock
+    cdef list left_over         # Retained that the channel has given up; for ``undelivered``
+    cdef object undelivered     # called with the channel and those; or None
+    cdef bint barring           # the channel is being left: what has not been taken yet bars its lane
+    cdef bint tended            # ``attention`` has been called because of what is retained
+
     # Receiving: leader and followers.
     cdef dict pending           # id -> Pending
     cdef Pending leader         # whose thread polls the socket
@@ -82,6 +118,7 @@ cdef class Channel:
 
     cdef uint64_t n_calls, n_casts, n_replies, n_late, n_garbage, n_timeouts, n_cancelled, n_lost, n_window_waits
     cdef uint64_t n_received_bytes
+    cdef uint64_t n_sent_again, n_finished, n_retain_waits, n_undelivered
 
     cpdef Envelope call(
         self, bytes topic, str method, body, list buffers, bytes metadata, int codec, timeout)
@@ -96,26 +133,48 @@ cdef class Channel:
     cpdef uint64_t send_now(
         self, str kind, bytes topic, str method, body, list buffers, bytes metadata, int codec) except? 0
 
+    cpdef uint64_t send_accepted(
+        self, Lane lane, str kind, bytes topic, str method, body, list buffers, bytes metadata, int codec,
+        timeout) except 0
+    cpdef uint64_t send_again(self, Retained retained, Lane lane, timeout) except 0
+
     cdef int _check(self) except -1
+    cdef double _tend_after(self, double seconds) noexcept
+    cdef int _have_tended(self) except -1
+    cdef int _await_finished(self, Lane lane, int64_t deadline) except -1
+    cdef int _may_retain(self, size_t size) noexcept
+    cdef int _check_lane(self, Lane lane) except -1
+    cdef int _identify(self, Parcel *parcel) except -1
+    cdef int _retain(self, Retained retained, Lane lane, size_t size) except -1
+    cdef int _count_out(self, Retained retained) except -1
+    cdef int _finished_to(self, uint64_t id) except -1
+    cdef int _bar(self) except -1
+    cdef int _unbar(self) except -1
+    cdef int _give_up_retained(self, uint64_t before) except -1
+    cdef int _wake_flushers(self) except -1
     cdef bint is_clean(self) noexcept
     cdef Pending _start(
         self, int kind, bytes topic, str method, body, list buffers, bytes metadata, int codec, int64_t started,
-        int64_t deadline, object callback, int reply, bint carries_deadline=*, bint wait=*)
+        int64_t deadline, object callback, int reply, bint carries_deadline=*, bint wait=*,
+        Lane lane=*)
     cdef int _send(
         self, Parcel *parcel, Pending pending, int64_t deadline, bint carries_deadline, bint expects_reply,
-        bint wait) except -1
+        bint wait, Retained retained=*) except -1
     cdef int _look_sometimes(self, int64_t now) except -1
-    cdef int _transmit(self, Parcel *parcel) except -1
+    cdef int _transmit(self, Parcel *parcel, Retained retained=*, Lane lane=*) except -1
     cdef int _after_sending(self) except -1
     cdef int _keep_edge(self) except -1
     cdef bint _has_room(self, size_t size) noexcept
     cdef int _record_sent(self, size_t size) noexcept
     cdef int _acked(self, uint64_t ack) except -1
     cdef int _wake_sender(self) except -1
-    cdef int _wait_in_turn(self, size_t size, int64_t started, int64_t deadline) except -1
-    cdef int _leave_queue(self, Pending turn) except -1
+    cdef bint _fits(self, Pending turn) noexcept
+    cdef int _wake_first(self, object queue) except -1
+    cdef int _wait_in_turn(
+        self, object queue, size_t size, int64_t started, int64_t deadline, bint retains) except -1
+    cdef int _leave_queue(self, object queue, Pending turn) except -1
     cdef int _raise_gone(self) except -1
-    cdef int _raise_no_room(self, int64_t started) except -1
+    cdef int _raise_no_room(self, int64_t started, bint retains) except -1
     cdef int _await(self, Pending op, int64_t deadline) except -1
     cdef int _lead_or_follow(self, Pending op, int64_t deadline) except -1
     cdef int _promote(self) except -1

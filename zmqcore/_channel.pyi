@@ -6,7 +6,30 @@ from typing_extensions import Buffer, disjoint_base
 
 from zmqcore._frame import Envelope
 
-__all__ = ["Channel", "Pending"]
+__all__ = ["Channel", "Lane", "Pending", "Retained"]
+
+@final
+class Lane:
+    @property
+    def endpoint(self) -> str: ...
+    @property
+    def owner(self) -> Any: ...
+    def __init__(self, endpoint: str, owner: object = None) -> None: ...
+    @property
+    def unfinished(self) -> int: ...
+    @property
+    def barred(self) -> bool: ...
+    def wait(self, timeout: float | None = None) -> bool: ...
+
+@final
+class Retained:
+    @property
+    def in_lane(self) -> Lane: ...
+    @property
+    def order(self) -> int: ...
+    @property
+    def n_bytes(self) -> int: ...
+    def give_up(self) -> None: ...
 
 @final
 class Pending:
@@ -38,6 +61,7 @@ class Channel:
         spin: float = 60e-6,
         configure: Callable[[zmq.Socket[bytes]], object] | None = None,
         attention: Callable[[Channel], object] | None = None,
+        undelivered: Callable[[Channel, list[Retained]], object] | None = None,
     ) -> None: ...
     def call(
         self,
@@ -94,6 +118,19 @@ class Channel:
         metadata: bytes,
         codec: int,
     ) -> int: ...
+    def send_accepted(
+        self,
+        lane: Lane,
+        kind: str,
+        topic: bytes,
+        method: str,
+        body: Buffer,
+        buffers: list[Any] | None,
+        metadata: bytes,
+        codec: int,
+        timeout: float | None,
+    ) -> int: ...
+    def send_again(self, retained: Retained, lane: Lane, timeout: float | None) -> int: ...
     def ping(self, timeout: float | None = 5.0) -> float: ...
     def wait_open(self, timeout: float | None = None) -> bool: ...
     def attend(self) -> float | None: ...

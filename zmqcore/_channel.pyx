@@ -17,14 +17,23 @@ The window: the port acknowledges what it has taken, cumulatively. At most ``win
 are unacknowledged; beyond that a sender waits until its deadline. SNDHWM is unbounded, so that POLLOUT is false
 only when there is no connection.
 
+What is sent *accepted* is retained, as the very message that libzmq has, until the port says that it is finished. If
+the channel is lost before that, ``undelivered`` gets what is left, to be sent again elsewhere by send_again(): the
+message keeps the identity that it was given here, by which a port knows it when it comes twice. A Lane is what one
+client sends accepted to one endpoint, whichever channels it takes, and keeps it in order: while messages of a lane that
+have not been taken yet are on a channel that is being left, or wait to be sent again, nothing new is sent for it.
+
 Invariants, under the socket's lock:
   I1. If any thread waits, there is a leader, or a woken follower that will become one.
   I2. ``watched`` is true only while the leader is between its last EAGAIN and its return from poll(2).
   I3. A Pending is in ``pending`` exactly while its outcome is WAITING and its message has been sent.
   I4. acked_id <= sent_id; sent_bytes - acked_bytes is what the window holds.
+  I5. What ``retained`` holds counts in its lanes' n_unfinished, as does what is in ``left_over`` and beyond.
 """
 
 import heapq
+import os
+import time
 from collections import deque
 
 import zmq
@@ -38,10 +47,10 @@ from libc.stddef cimport size_t
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from zmqcore._frame cimport (
-    FLAG_FLOW, HEADER_BYTES, KIND_ACK, KIND_CALL, KIND_CANCEL, KIND_CAST, KIND_ERROR, KIND_GOODBYE, KIND_HELLO,
-    KIND_PING, KIND_PONG, KIND_REPLY, NO_DEADLINE, Envelope, Header, Parcel, envelope_take, parcel_close, parcel_pack,
-    parcel_pack_control, parcel_send, parcel_set_id, parcel_set_remaining, parse_header, part_take,
-    release_sent_buffers, sent_buffers_returned,
+    FLAG_FLOW, FLAG_IDENTIFIED, HEADER_BYTES, IDENTITY_BYTES, KIND_ACK, KIND_CALL, KIND_CANCEL, KIND_CAST, KIND_ERROR,
+    KIND_GOODBYE, KIND_HELLO, KIND_PING, KIND_PONG, KIND_REPLY, NO_DEADLINE, Envelope, Header, Parcel, envelope_take,
+    parcel_close, parcel_copy, parcel_pack, parcel_pack_control, parcel_send, parcel_set_id, parcel_set_identity,
+    parcel_set_remaining, parcel_share, parse_header, part_take, release_sent_buffers, sent_buffers_returned,
 )
 from zmqcore._libzmq cimport libzmq, raise_errno, zc_msg_t
 from zmqcore._socket cimport (
@@ -52,7 +61,18 @@ from zmqcore._socket cimport (
 from zmqcore import errors
 from zmqcore._frame import KINDS
 
-__all__ = ["Channel", "Pending"]
+cdef extern from *:
+    """
+    #include <stdint.h>
+    static inline int64_t zc_add(int64_t *counter, int64_t n) {
+        return __atomic_add_fetch(counter, n, __ATOMIC_SEQ_CST);
+    }
+    static inline int64_t zc_read(int64_t *counter) { return __atomic_load_n(counter, __ATOMIC_SEQ_CST); }
+    """
+    int64_t zc_add(int64_t *, int64_t) noexcept nogil
+    int64_t zc_read(int64_t *) noexcept nogil
+
+__all__ = ["Channel", "Lane", "Pending", "Retained"]
 
 # A message of this size, in bytes, may go before the port has said what it takes.
 cdef Py_ssize_t UNANNOUNCED_BYTES = 1 << 18
@@ -63,6 +83,17 @@ cdef int64_t HELLO_INTERVAL = 2_000_000_000
 cdef int MOST_WINDOW_MESSAGES = 8192
 # A sender that nobody makes wait looks this often, in ns, whether something has come.
 cdef int64_t LOOK_INTERVAL = 10_000_000
+
+# How many messages a channel retains at most. Part of the protocol: no more than a port remembers of one sender, or it
+# could not tell whether one that comes again is new.
+cdef enum:
+    MAX_RETAINED = 8192
+
+# While something is retained, somebody looks at least this often, in s, whether it is finished or the channel lost.
+cdef double TEND_INTERVAL = 0.05
+# Who waits for a lane to be finished looks this often, in ns, where its messages are now.
+cdef int64_t LANE_INTERVAL = 50_000_000
+cdef bytes NO_IDENTITY = bytes(IDENTITY_BYTES)
 
 _STATE_NAMES = ("connecting", "open", "lost", "closed")
 
@@ -85,6 +116,93 @@ cdef uint32_t remaining_ms(int64_t deadline) noexcept nogil:
     if left < 1:
         return 1
     return <uint32_t>(left if left < <int64_t>NO_DEADLINE else <int64_t>NO_DEADLINE - 1)
+
+
+@cython.final
+cdef class Lane:
+    """What one client sends accepted to ``endpoint``: its order, and how much of it is not finished yet.
+
+    ``owner`` is its maker's, and is not looked at. Thread-safe.
+    """
+
+    def __init__(self, endpoint: str, owner: object = None):
+        self.endpoint = endpoint
+        self.owner = owner
+
+    @property
+    def unfinished(self) -> int:
+        """How many of the accepted messages are not known to be finished, wherever they are."""
+        return zc_read(&self.n_unfinished)
+
+    @property
+    def barred(self) -> bool:
+        """Whether nothing new may be sent just now, because it would overtake something."""
+        return zc_read(&self.n_barred) > 0
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until all that was accepted is finished, or ``timeout`` seconds; return whether it is.
+
+        Drives the channel meanwhile. Any number of threads may do that.
+        """
+        cdef int64_t deadline = deadline_after(timeout)
+        cdef int64_t now
+        cdef Channel channel
+        while zc_read(&self.n_unfinished) > 0:
+            now = now_ns()
+            if now >= deadline:
+                return False
+            channel = self.channel
+            if channel is not None and channel.state <= STATE_OPEN and channel.shared.generation == fork_generation():
+                channel._await_finished(self, min(deadline, now + LANE_INTERVAL))
+            else:
+                time.sleep(min(0.005, (deadline - now) / 1e9))      # until it is sent again
+        return True
+
+    def __repr__(self) -> str:
+        return f"<Lane to {self.endpoint}, {self.unfinished} unfinished{', barred' if self.barred else ''}>"
+
+
+@cython.final
+@cython.freelist(256)
+@cython.no_gc       # refers to its lane only, and by that to who has made that: all of it lives until it is finished
+cdef class Retained:
+    """An accepted message that is not known to be finished. Belongs to one channel, or to who sends it again."""
+
+    def __dealloc__(self):
+        if self.packed:
+            parcel_close(&self.parcel)
+
+    @property
+    def in_lane(self) -> Lane:
+        """The lane that it was accepted for."""
+        return self.lane
+
+    @property
+    def order(self) -> int:
+        """Its place among the messages of its lane; not without gaps."""
+        return self.place
+
+    @property
+    def n_bytes(self) -> int:
+        """How long the message is, all parts together."""
+        return self.parcel.n_bytes
+
+    def give_up(self) -> None:
+        """Count it out: it will not be sent again. Only for who has been given it as undelivered, and once."""
+        if self.lane is not None:
+            self.leave_lane()
+
+    cdef int64_t leave_lane(self) noexcept:
+        """Count it out; return how many of its lane are unfinished then."""
+        cdef Lane lane = self.lane
+        self.lane = None
+        if self.barring:
+            self.barring = False
+            zc_add(&lane.n_barred, -1)
+        return zc_add(&lane.n_unfinished, -1)
+
+    def __repr__(self) -> str:
+        return f"<Retained {self.place} of {self.lane!r}>"
 
 
 @cython.final
@@ -153,6 +271,8 @@ cdef class Channel:
     blocking first. ``configure(socket)`` is called before connecting, e.g. to set keys. ``attention(channel)`` is
     called, outside any lock, when a submitted request may end while nobody waits for it: who is responsible then
     calls attend() until it returns None, at once whenever ``fd`` is readable unless the channel is ``unhurried``.
+    ``undelivered(channel, messages)`` is called, outside any lock, with the Retained that the channel has given up, in
+    order; without it they are dropped.
 
     Thread-safe. After a fork the child cannot use it (Closed). Costs two file descriptors.
     """
@@ -160,7 +280,7 @@ cdef class Channel:
     def __init__(
         self, context: zmq.Context, endpoint: str, *, window_messages: int = 4096, window_bytes: int = 1 << 26,
         max_bytes: int = 1 << 28, max_buffers: int = 1024, liveness: float = 5.0, spin: float = 60e-6, configure=None,
-        attention=None,
+        attention=None, undelivered=None,
     ):
         if not 1 <= window_messages <= MOST_WINDOW_MESSAGES or window_bytes < 1:
             raise ValueError(
@@ -193,7 +313,14 @@ cdef class Channel:
         self.max_bytes = max_bytes
         self.max_buffers = max_buffers
         self.attention = attention
+        self.undelivered = undelivered
         self.senders = deque()
+        self.acceptors = deque()
+        self.retained = deque()
+        self.max_retained = min(window_messages, MAX_RETAINED)
+        self.flushers = []
+        self.left_over = []
+        self.done = []
         self.pending = {}
         self.followers = {}
         self.finished = []
@@ -302,6 +429,52 @@ cdef class Channel:
             parcel_close(&parcel)
         return id
 
+    cpdef uint64_t send_accepted(
+        self, Lane lane, str kind, bytes topic, str method, body, list buffers, bytes metadata, int codec, timeout,
+    ) except 0:
+        """send(), and retain the message until the port says that it is finished; see ``lane.wait()``.
+
+        It has no deadline. Waits up to ``timeout`` seconds for room to retain it, too. Raises Unreachable without
+        waiting while the lane is barred. What is raised means that the message was not accepted. ``buffers`` must not
+        change until it is finished.
+        """
+        cdef int64_t started = coarse_now_ns()
+        if lane is None:
+            raise TypeError("lane must be a Lane, not None")
+        return self._start(
+            KIND_CAST if kind == "cast" else KINDS[kind], topic, method, body, buffers, metadata, codec, started,
+            deadline_from(started, timeout), None, TO_NOBODY, False, True, lane).id
+
+    cpdef uint64_t send_again(self, Retained retained, Lane lane, timeout) except 0:
+        """Send what another channel has left undelivered, under its old identity, and retain it here.
+
+        ``lane`` is that of this endpoint, possibly the message's own. Waits up to ``timeout`` seconds for a connection
+        and for room. Raises as send() does; the message then still belongs to the caller.
+        """
+        cdef int64_t started = now_ns()
+        cdef int64_t deadline = deadline_from(started, timeout)
+        cdef Parcel parcel
+        cdef Pending pending = Pending.__new__(Pending)
+        if retained is None or lane is None or retained.lane is None:
+            raise TypeError("there is nothing to send, or no lane to send it on")
+        pending.channel = self
+        pending.started = started
+        pending.deadline = deadline
+        self._check()
+        pending.lane = lane
+        parcel_copy(&parcel, &retained.parcel)
+        self.shared.enter()
+        try:
+            self._send(&parcel, pending, deadline, False, False, True, retained)
+            self.n_casts += 1
+            self.n_sent_again += 1
+        finally:
+            self._wake_first(self.acceptors)
+            self._unlock()
+            parcel_close(&parcel)
+        self._have_tended()
+        return pending.id
+
     def ping(self, timeout: float | None = 5.0) -> float:
         """Return the round-trip time, in seconds, to the port's compiled code. Raises as call() does."""
         cdef int64_t started = now_ns()
@@ -333,7 +506,7 @@ cdef class Channel:
                 try:
                     self._lead_or_follow(op, deadline)
                 finally:
-                    self._leave_queue(op)
+                    self._leave_queue(self.senders, op)
         finally:
             self._unlock()
         return self.state == STATE_OPEN
@@ -356,7 +529,7 @@ cdef class Channel:
                 next_deadline, number = self.expiring[0]
                 pending = self.pending.get(number)
                 if pending is not None and next_deadline > now:
-                    return min((next_deadline - now) / 1e9, HELLO_INTERVAL / 1e9)
+                    return min((next_deadline - now) / 1e9, self._tend_after(HELLO_INTERVAL / 1e9))
                 heapq.heappop(self.expiring)
                 if pending is not None:
                     self._expire(pending)
@@ -365,11 +538,23 @@ cdef class Channel:
                     self._lose("it was retired and its peer has not acknowledged what was sent")
                 elif not self.is_clean():
                     # Overdue, but calls are outstanding: they have deadlines of their own.
-                    return max(0.05, min((self.drain_deadline - now) / 1e9, 3600.0))
+                    return max(0.05, min((self.drain_deadline - now) / 1e9, self._tend_after(3600.0)))
             self.attended = self.loop_thread != 0
-            return None
+            self.tended = len(self.retained) > 0 and not self.attended
+            return TEND_INTERVAL if self.tended else None
         finally:
             self._unlock()
+
+    cdef double _tend_after(self, double seconds) noexcept:
+        """Return after how many seconds to attend again where ``seconds`` would do but for what is retained."""
+        return min(seconds, TEND_INTERVAL) if self.retained and self.loop_thread == 0 else seconds
+
+    cdef int _have_tended(self) except -1:
+        """Something is retained: somebody has to take what the port says about it, even if nobody calls any more."""
+        if not self.tended and not self.attended and self.attention is not None and self.retained:
+            self.tended = True
+            self.attention(self)
+        return 0
 
     def adopt(self) -> bool:
         """Let the calling thread's event loop drive this channel; return whether it does now.
@@ -397,6 +582,8 @@ cdef class Channel:
             self.loop_thread = 0
             orphaned = len(self.expiring) > 0 or self.on_clean is not None
             self.attended = orphaned
+            if self.retained:
+                orphaned = self.tended = True
         finally:
             self._unlock()
         if orphaned and self.attention is not None:
@@ -412,6 +599,7 @@ cdef class Channel:
         try:
             self.retired = True
             self._drain()
+            self._bar()
             self.on_clean = on_clean
             self.drain_deadline = deadline_after(timeout)
             if self.state <= STATE_OPEN and not self.is_clean():
@@ -475,11 +663,12 @@ cdef class Channel:
 
     @property
     def clean(self) -> bool:
-        """Whether nothing is outstanding: everything sent has been acknowledged, and answered if it was a call."""
+        """Whether nothing is outstanding: everything sent has been acknowledged, and answered if it was a call, and
+        finished if it was accepted."""
         return self.is_clean()
 
     cdef bint is_clean(self) noexcept:
-        return self.acked_id == self.sent_id and not self.pending and not self.senders
+        return self.acked_id == self.sent_id and not self.pending and not self.senders and not self.retained
 
     @property
     def led(self) -> bool:
@@ -514,6 +703,10 @@ cdef class Channel:
             "lost": self.n_lost, "window_waits": self.n_window_waits, "sent_bytes": self.sent_bytes,
             "received_bytes": self.n_received_bytes, "outstanding_calls": len(self.pending),
             "window_messages": self.sent_id - self.acked_id, "window_bytes": self.sent_bytes - self.acked_bytes,
+            "accepted": self.n_accepted, "sent_again": self.n_sent_again, "finished": self.n_finished,
+            "retained": len(self.retained),
+            "retained_bytes": self.retained_bytes, "retain_waits": self.n_retain_waits,
+            "undelivered": self.n_undelivered,
         }
 
     def __repr__(self) -> str:
@@ -531,11 +724,13 @@ cdef class Channel:
     cdef Pending _start(
         self, int kind, bytes topic, str method, body, list buffers, bytes metadata, int codec, int64_t started,
         int64_t deadline, object callback, int reply, bint carries_deadline=True, bint wait=True,
+        Lane lane=None,
     ):
         """Pack and send a message; return its Pending, which is registered if a reply is expected."""
         cdef Parcel parcel
         cdef Header header
         cdef bint attend = False
+        cdef Retained retained = None
         cdef Pending pending = Pending.__new__(Pending)
         pending.channel = self
         pending.callback = callback
@@ -555,10 +750,15 @@ cdef class Channel:
         header.id = 0
         header.ack = 0
         header.remaining_ms = NO_DEADLINE
+        if lane is not None:
+            header.flags |= FLAG_IDENTIFIED
+            metadata = NO_IDENTITY + metadata if metadata else NO_IDENTITY
+            retained = Retained.__new__(Retained)
+            pending.lane = lane
         parcel_pack(&parcel, &header, topic, method, metadata, body, buffers, self.max_bytes, self.max_buffers)
         self.shared.enter()
         try:
-            self._send(&parcel, pending, deadline, carries_deadline, reply != TO_NOBODY, wait)
+            self._send(&parcel, pending, deadline, carries_deadline, reply != TO_NOBODY, wait, retained)
             if reply != TO_NOBODY:
                 self.n_calls += 1
             else:
@@ -576,33 +776,40 @@ cdef class Channel:
                 attend = not self.attended or self.expiring[0][1] == pending.id or (
                     reply == TO_CALLBACK and self.n_hurried == 1)
         finally:
+            if retained is not None:
+                self._wake_first(self.acceptors)
             self._unlock()
             parcel_close(&parcel)
         if attend and pending.outcome == OUTCOME_WAITING and self.loop_thread != PyThread_get_thread_ident():
             self.attended = True
             if self.attention is not None:
                 self.attention(self)
+        if retained is not None:
+            self._have_tended()
         return pending
 
     cdef int _send(
         self, Parcel *parcel, Pending pending, int64_t deadline, bint carries_deadline, bint expects_reply,
-        bint wait,
+        bint wait, Retained retained=None,
     ) except -1:
         """Send ``parcel`` under the next id when there is a connection and room; without ``wait``, at once or not.
 
         The lock is held throughout, but for the time spent waiting.
         """
+        if retained is not None and (self.acceptors or not self._may_retain(parcel.n_bytes)):
+            self.n_retain_waits += 1
+            self._wait_in_turn(self.acceptors, parcel.n_bytes, pending.started, deadline if wait else 0, True)
         if self.senders or self.state != STATE_OPEN or not self._has_room(parcel.n_bytes):
             if self.state == STATE_OPEN:
                 self.n_window_waits += 1
-            self._wait_in_turn(parcel.n_bytes, pending.started, deadline if wait else 0)
+            self._wait_in_turn(self.senders, parcel.n_bytes, pending.started, deadline if wait else 0, False)
         else:
             self._look_sometimes(pending.started)
         if self.state != STATE_OPEN or self.goodbye:
             self._raise_gone()
         if carries_deadline:
             parcel_set_remaining(parcel, remaining_ms(deadline))
-        self._transmit(parcel)
+        self._transmit(parcel, retained, pending.lane)
         pending.id = self.sent_id
         if expects_reply:
             self.pending[pending.id] = pending
@@ -614,11 +821,18 @@ cdef class Channel:
             self._drain()
         return 0
 
-    cdef int _transmit(self, Parcel *parcel) except -1:
+    cdef int _transmit(self, Parcel *parcel, Retained retained=None, Lane lane=None) except -1:
         """Hand ``parcel`` to libzmq under the next id. The connection is there, and room; the lock is held."""
         cdef size_t size = parcel.n_bytes
         cdef int code
+        cdef bint begins = retained is not None and not retained.packed
+        if begins:
+            self._check_lane(lane)
+            self._identify(parcel)
         parcel_set_id(parcel, self.sent_id + 1)
+        if begins:
+            parcel_share(&retained.parcel, parcel)
+            retained.packed = True
         code = parcel_send(parcel, self.shared.handle)
         if code != 0:
             if code != EAGAIN:
@@ -627,7 +841,10 @@ cdef class Channel:
             self._lose("the connection broke")
             self._raise_gone()
         self.sent_id += 1
-        return self._record_sent(size)
+        self._record_sent(size)
+        if retained is not None:
+            self._retain(retained, lane, size)
+        return 0
 
     cdef int _after_sending(self) except -1:
         """Tell the next sender that it may go on, and keep the edge-trigger rule for whoever waits on the fd."""
@@ -661,52 +878,63 @@ cdef class Channel:
                 return 0
             self.acked_id = ack
             self.acked_bytes = self.sent_bytes_at[ack % self.window_messages]
+            if self.barring:
+                self._unbar()
             if self.senders:
                 self._wake_sender()
         return 0
 
     cdef int _wake_sender(self) except -1:
+        return self._wake_first(self.senders)
+
+    cdef int _wake_first(self, object queue) except -1:
         """If the first of those who wait for a connection or for room can go on now, tell it. It stays the first
         until it has left by itself, so nobody overtakes it meanwhile."""
         cdef Pending first
-        if self.senders and self.state != STATE_CONNECTING:
-            first = self.senders[0]
-            if first.outcome == OUTCOME_WAITING and (self.state != STATE_OPEN or self._has_room(first.size)):
+        if queue and self.state != STATE_CONNECTING:
+            first = queue[0]
+            if first.outcome == OUTCOME_WAITING and (self.state != STATE_OPEN or self._fits(first)):
                 first.outcome = OUTCOME_DONE
                 if first.waiter is not None:
                     first.waiter.wake()
         return 0
 
-    cdef int _wait_in_turn(self, size_t size, int64_t started, int64_t deadline) except -1:
-        """Wait until there is a connection and room for ``size`` bytes, and all who came before have left.
+    cdef bint _fits(self, Pending turn) noexcept:
+        return self._may_retain(turn.size) if turn.retains else self._has_room(turn.size)
 
-        The lock is held on entry and on return, and not released between the last look and the return. Raises as
-        send() does.
+    cdef int _wait_in_turn(
+        self, object queue, size_t size, int64_t started, int64_t deadline, bint retains,
+    ) except -1:
+        """Wait until there is a connection and room for ``size`` bytes, and all who came before have left ``queue``.
+
+        The room is in the window, with ``retains`` in what is retained. The lock is held on entry and on return, and
+        not released between the last look and the return. Raises as send() does.
         """
         cdef Pending turn = Pending.__new__(Pending)
         turn.channel = self
         turn.size = size
-        self.senders.append(turn)
+        turn.retains = retains
+        queue.append(turn)
         try:
             while True:
                 self._drain()
                 if self.state > STATE_OPEN or self.goodbye:
                     self._raise_gone()
-                if self.state == STATE_OPEN and self.senders[0] is turn and self._has_room(size):
-                    self.senders.popleft()      # who is the first now is told when this one has sent
+                if self.state == STATE_OPEN and queue[0] is turn and self._fits(turn):
+                    queue.popleft()             # who is the first now is told when this one has sent
                     return 0
                 if deadline != NEVER and now_ns() >= deadline:
-                    self._raise_no_room(started)
+                    self._raise_no_room(started, retains)
                 turn.outcome = OUTCOME_WAITING
                 self._lead_or_follow(turn, deadline)
         finally:
-            self._leave_queue(turn)
+            self._leave_queue(queue, turn)
 
-    cdef int _leave_queue(self, Pending turn) except -1:
+    cdef int _leave_queue(self, object queue, Pending turn) except -1:
         """If ``turn`` stands in the queue, take it out and tell who is the first then."""
-        if turn in self.senders:
-            self.senders.remove(turn)
-            self._wake_sender()
+        if turn in queue:
+            queue.remove(turn)
+            self._wake_first(queue)
         return 0
 
     cdef int _raise_gone(self) except -1:
@@ -716,14 +944,153 @@ cdef class Channel:
         raise errors.PeerLost(
             f"{self.endpoint}: {reason}; this message had not been sent", executed_possible=False)
 
-    cdef int _raise_no_room(self, int64_t started) except -1:
+    cdef int _raise_no_room(self, int64_t started, bint retains) except -1:
         waited = (now_ns() - started) / 1e9
         if self.state == STATE_CONNECTING:
             raise errors.Unreachable(f"{self.endpoint}: no connection within {waited:.3g} s")
+        if retains:
+            raise errors.Overloaded(
+                f"{self.endpoint} has not finished {len(self.retained)} accepted messages of {self.retained_bytes}"
+                f" bytes (limits {self.max_retained} and {self.window_bytes}); gave up after {waited:.3g} s; this"
+                " message had not been sent")
         raise errors.Overloaded(
             f"{self.endpoint} has taken nothing for too long: {self.sent_id - self.acked_id} messages and"
             f" {self.sent_bytes - self.acked_bytes} bytes are unacknowledged (limits {self.window_messages} and"
             f" {self.window_bytes}); gave up after {waited:.3g} s; this message had not been sent")
+
+    # -- what is retained ----------------------------------------------------------------------------------
+
+    cdef int _may_retain(self, size_t size) noexcept:
+        return <uint64_t>len(self.retained) < self.max_retained and (
+            self.retained_bytes == 0 or self.retained_bytes + size <= self.window_bytes)
+
+    cdef int _check_lane(self, Lane lane) except -1:
+        if zc_read(&lane.n_barred) > 0:
+            raise errors.Unreachable(
+                f"{self.endpoint}: {zc_read(&lane.n_barred)} accepted messages, from before a connection was lost or"
+                " replaced, go first; this one had not been sent")
+        return 0
+
+    cdef int _identify(self, Parcel *parcel) except -1:
+        """Give the message its identity: this channel's name, drawn when it is first needed, and the next number."""
+        while self.sender == 0:
+            self.sender = int.from_bytes(os.urandom(8), "little")
+        parcel_set_identity(parcel, self.sender, self.n_accepted + 1)
+        return 0
+
+    cdef int _retain(self, Retained retained, Lane lane, size_t size) except -1:
+        """``retained`` has just been sent, for the first time or again, maybe to another endpoint than before."""
+        if retained.lane is not lane:
+            zc_add(&lane.n_unfinished, 1)
+            if retained.lane is None:
+                self.n_accepted += 1
+            else:
+                self._count_out(retained)
+            retained.lane = lane
+            retained.place = zc_add(&lane.n_accepted, 1)
+        elif retained.barring:
+            retained.barring = False
+            zc_add(&lane.n_barred, -1)
+        lane.channel = self
+        retained.id = self.sent_id
+        self.retained.append(retained)
+        self.retained_bytes += size
+        return 0
+
+    cdef int _count_out(self, Retained retained) except -1:
+        """Take ``retained`` out of its lane. Who made that may be freed with it: that is not done under the lock."""
+        cdef Lane lane = retained.lane
+        if retained.leave_lane() == 0:
+            self.done.append(lane)
+        return 0
+
+    cdef int _finished_to(self, uint64_t id) except -1:
+        """The port has finished everything up to ``id`` that was accepted."""
+        cdef Retained retained
+        cdef object queue = self.retained
+        if id > self.sent_id:
+            self.n_garbage += 1             # what was never sent
+            return 0
+        while queue:
+            retained = queue[0]
+            if retained.id > id:
+                break
+            queue.popleft()
+            self.retained_bytes -= retained.parcel.n_bytes
+            self.n_finished += 1
+            self._count_out(retained)
+        if self.acceptors:
+            self._wake_first(self.acceptors)
+        if self.flushers:
+            self._wake_flushers()
+        return 0
+
+    cdef int _bar(self) except -1:
+        """The channel is being left, and another one may take its place before all has been taken."""
+        cdef Retained retained
+        self.barring = True
+        for retained in self.retained:
+            if not retained.barring and retained.id > self.acked_id:
+                retained.barring = True
+                zc_add(&retained.lane.n_barred, 1)
+        return 0
+
+    cdef int _unbar(self) except -1:
+        """Something more has been taken of what was sent before the channel was left."""
+        cdef Retained retained
+        for retained in self.retained:
+            if retained.id > self.acked_id:
+                break
+            if retained.barring:
+                retained.barring = False
+                zc_add(&retained.lane.n_barred, -1)
+        return 0
+
+    cdef int _give_up_retained(self, uint64_t before) except -1:
+        """What was sent with an id below ``before`` is not finished, and this channel will not hear of it any more."""
+        cdef Retained retained
+        cdef object queue = self.retained
+        while queue:
+            retained = queue[0]
+            if retained.id >= before:
+                break
+            queue.popleft()
+            self.retained_bytes -= retained.parcel.n_bytes
+            self.n_undelivered += 1
+            if not retained.barring:
+                retained.barring = True
+                zc_add(&retained.lane.n_barred, 1)
+            self.left_over.append(retained)
+        if self.acceptors:
+            self._wake_first(self.acceptors)
+        return 0
+
+    cdef int _wake_flushers(self) except -1:
+        cdef Pending op
+        for op in self.flushers:
+            if op.outcome == OUTCOME_WAITING and (
+                    self.state > STATE_OPEN or zc_read(&op.lane.n_unfinished) == 0):
+                self._finish(op, OUTCOME_DONE)
+        return 0
+
+    cdef int _await_finished(self, Lane lane, int64_t deadline) except -1:
+        """Drive the channel until the lane has nothing unfinished, the channel is lost, or the deadline."""
+        cdef Pending op
+        self.shared.enter()
+        try:
+            self._drain()
+            if self.state <= STATE_OPEN and zc_read(&lane.n_unfinished) > 0:
+                op = Pending.__new__(Pending)
+                op.channel = self
+                op.lane = lane
+                self.flushers.append(op)
+                try:
+                    self._lead_or_follow(op, deadline)
+                finally:
+                    self.flushers.remove(op)
+        finally:
+            self._unlock()
+        return 0
 
     # -- waiting: leader and followers -------------------------------------------------------------------
 
@@ -848,9 +1215,14 @@ cdef class Channel:
         """Release the lock; then do what must not happen under it: callbacks, and closing the socket."""
         cdef bint close_now = self.state == STATE_CLOSED and self.inside == 0 and self.shared.handle != NULL
         cdef list finished = self.finished
-        on_clean = None
+        cdef list left_over = self.left_over
+        on_clean = done = None
         if finished:
             self.finished = []
+        if left_over:
+            self.left_over = []
+        if self.done:
+            done, self.done = self.done, []
         if self.on_clean is not None and (self.state > STATE_OPEN or self.is_clean()):
             on_clean, self.on_clean = self.on_clean, None
         if close_now:
@@ -858,6 +1230,8 @@ cdef class Channel:
             self.shared.handle = NULL
         self.shared.leave()
         release_sent_buffers()
+        if left_over:
+            _hand_over(self, left_over)
         if close_now:
             self.shared.close_socket()
         if finished:
@@ -925,10 +1299,15 @@ cdef class Channel:
         elif header.kind == KIND_GOODBYE:
             self.goodbye = True
             self.parted = False
-            while self.senders:
-                # They go elsewhere.
-                self._finish(self.senders.popleft(), OUTCOME_DONE)
-        elif header.kind != KIND_ACK:
+            self._bar()
+            for waiting in (self.senders, self.acceptors):
+                while waiting:
+                    # They go elsewhere.
+                    self._finish(waiting.popleft(), OUTCOME_DONE)
+        elif header.kind == KIND_ACK:
+            if header.id:
+                self._finished_to(header.id)
+        else:
             self.n_garbage += 1
         return 0
 
@@ -966,6 +1345,8 @@ cdef class Channel:
         if envelope.header.body_bytes < 16 or first == 0 or first > self.sent_id:
             self.n_garbage += 1
             return 0
+        # Even what was taken: the port counts what is finished for each connection anew.
+        self._give_up_retained(first)
         self.instance = bytes(envelope.body[:16])
         if envelope.header.body_bytes >= 28:
             self.max_bytes = min(self.max_bytes, int.from_bytes(envelope.body[16:24], "little"))
@@ -1057,9 +1438,12 @@ cdef class Channel:
         for pending in self.pending.values():
             self._finish(pending, outcome)
         self.pending.clear()
-        for pending in self.senders:
-            self._finish(pending, outcome)
-        self.senders.clear()
+        for waiting in (self.senders, self.acceptors):
+            for pending in waiting:
+                self._finish(pending, outcome)
+            waiting.clear()
+        self._give_up_retained(self.sent_id + 1)
+        self._wake_flushers()
         self.acked_id = self.sent_id
         self.acked_bytes = self.sent_bytes
         return 0
@@ -1146,6 +1530,21 @@ cdef class Channel:
         if pending.outcome == OUTCOME_CLOSED:
             raise errors.Closed(f"channel to {self.endpoint} was closed before the reply came")
         raise errors.Closed(f"request {pending.id} to {self.endpoint} was cancelled")
+
+
+cdef int _hand_over(Channel channel, list left_over) except -1:
+    """Give what a channel has left undelivered to who sends it again."""
+    cdef Retained retained
+    if channel.undelivered is not None:
+        try:
+            channel.undelivered(channel, left_over)
+            return 0
+        except BaseException as exc:
+            PyErr_SetObject(type(exc), exc)
+            PyErr_WriteUnraisable(channel.undelivered)
+    for retained in left_over:
+        retained.give_up()
+    return 0
 
 
 cdef int _run_callbacks(list finished) except -1:

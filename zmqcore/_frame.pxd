@@ -22,6 +22,8 @@ cdef enum Kind:
 cdef enum:
     HEADER_BYTES = 40
     FLAG_FLOW = 1
+    FLAG_IDENTIFIED = 2
+    IDENTITY_BYTES = 16
     NO_DEADLINE = 0xFFFFFFFF
 
 cdef struct Header:
@@ -55,6 +57,9 @@ cdef int parcel_pack_control(Parcel *parcel, Header *header, const void *body) e
 cdef void parcel_set_id(Parcel *parcel, uint64_t id) noexcept nogil
 cdef void parcel_set_ack(Parcel *parcel, uint64_t ack) noexcept nogil
 cdef void parcel_set_remaining(Parcel *parcel, uint32_t remaining_ms) noexcept nogil
+cdef void parcel_set_identity(Parcel *parcel, uint64_t sender, uint64_t sequence) noexcept nogil
+cdef int parcel_share(Parcel *parcel, Parcel *other) except -1
+cdef int parcel_copy(Parcel *parcel, Parcel *other) except -1
 cdef int parcel_send(Parcel *parcel, void *socket) noexcept nogil
 cdef void parcel_close(Parcel *parcel) noexcept nogil
 
@@ -68,6 +73,7 @@ cdef class Envelope:
     cdef const unsigned char *data      # borrowed: into head
     cdef readonly list buffers          # read-only memoryviews, one per out-of-band buffer
     cdef readonly size_t n_bytes        # of all parts together
+    cdef bint read_identity(self, uint64_t *sender, uint64_t *sequence) noexcept
 
 cdef Envelope envelope_take(zc_msg_t *head, const Header *header)
 cdef object part_take(zc_msg_t *part)

@@ -9,7 +9,8 @@ offset bytes field (all integers little-endian, unsigned)
 0      2     magic, ``7A 43`` ("zC")
 2      1     version, 1
 3      1     kind, see :data:`KINDS`
-4      1     flags; bit 0 ``FLOW``: the sender counts on acknowledgements and a hello
+4      1     flags; bit 0 ``FLOW``: the sender counts on acknowledgements and a hello;
+             bit 1 ``IDENTIFIED``: the metadata begin with the message's identity
 5      1     codec of the body; 0 for none
 6      2     number of out-of-band buffers, each one further part
 8      8     id: counts the messages of one channel from 1; a reply repeats the id of its request
@@ -21,6 +22,8 @@ offset bytes field (all integers little-endian, unsigned)
 36     4     length of the body (B)
 40     …     topic (UTF-8), method (UTF-8), metadata, body; 40 + T + M + D + B is the size of the part
 ====== ===== ==================================================================================
+
+The identity is 16 bytes, part of D: the sender, 8 bytes, and the message's sequence number there, 8 bytes.
 
 ``docs/reference/protocol.md`` is the specification; ``tests/frame/vectors`` has examples as files.
 """
@@ -141,6 +144,8 @@ cdef const char *parse_header(const unsigned char *data, size_t size, Header *he
     if <uint64_t>HEADER_BYTES + header.topic_bytes + header.method_bytes + header.metadata_bytes \
             + <uint64_t>header.body_bytes != size:
         return b"not as long as its own lengths add up to"
+    if header.flags & FLAG_IDENTIFIED and header.metadata_bytes < IDENTITY_BYTES:
+        return b"without the identity that its flags announce"
     return NULL
 
 
@@ -277,10 +282,26 @@ cdef class Envelope:
 
     @property
     def metadata(self) -> bytes:
-        """The metadata's bytes; empty for none."""
+        """The metadata's bytes, without the identity; empty for none."""
         cdef const char *start = (
             <const char *>self.data + HEADER_BYTES + self.header.topic_bytes + self.header.method_bytes)
-        return PyBytes_FromStringAndSize(start, self.header.metadata_bytes)
+        cdef Py_ssize_t own = IDENTITY_BYTES if self.header.flags & FLAG_IDENTIFIED else 0
+        return PyBytes_FromStringAndSize(start + own, self.header.metadata_bytes - own)
+
+    @property
+    def identity(self) -> tuple | None:
+        """Who has sent the message first and its number there, as (sender, sequence); None if it carries none."""
+        cdef uint64_t sender, sequence
+        return (sender, sequence) if self.read_identity(&sender, &sequence) else None
+
+    cdef bint read_identity(self, uint64_t *sender, uint64_t *sequence) noexcept:
+        cdef const unsigned char *at = (
+            self.data + HEADER_BYTES + self.header.topic_bytes + self.header.method_bytes)
+        if not self.header.flags & FLAG_IDENTIFIED:
+            return False
+        sender[0] = zc_load64(at)
+        sequence[0] = zc_load64(at + 8)
+        return True
 
     @property
     def body(self) -> memoryview:
@@ -501,6 +522,48 @@ cdef void parcel_set_ack(Parcel *parcel, uint64_t ack) noexcept nogil:
 
 cdef void parcel_set_remaining(Parcel *parcel, uint32_t remaining_ms) noexcept nogil:
     zc_store32(parcel.header + 24, remaining_ms)
+
+
+cdef void parcel_set_identity(Parcel *parcel, uint64_t sender, uint64_t sequence) noexcept nogil:
+    """Write the identity of a parcel that was packed with room for it at the beginning of its metadata."""
+    cdef unsigned char *at = (
+        parcel.header + HEADER_BYTES + zc_load16(parcel.header + 28) + zc_load16(parcel.header + 30))
+    zc_store64(at, sender)
+    zc_store64(at + 8, sequence)
+
+
+cdef int parcel_share(Parcel *parcel, Parcel *other) except -1:
+    """Make ``parcel`` refer to the memory of ``other``: both are valid until closed, neither is written any more."""
+    cdef Py_ssize_t i
+    libzmq.msg_init(&parcel.head)
+    parcel.parts = NULL
+    parcel.n_parts = 0
+    parcel.n_bytes = other.n_bytes
+    if other.n_parts:
+        parcel.parts = <zc_msg_t *>PyMem_RawMalloc(other.n_parts * sizeof(zc_msg_t))
+        if parcel.parts == NULL:
+            raise MemoryError()
+        for i in range(other.n_parts):
+            libzmq.msg_init(&parcel.parts[i])
+            libzmq.msg_copy(&parcel.parts[i], &other.parts[i])
+        parcel.n_parts = other.n_parts
+    libzmq.msg_copy(&parcel.head, &other.head)
+    parcel.header = <unsigned char *>libzmq.msg_data(&parcel.head)
+    return 0
+
+
+cdef int parcel_copy(Parcel *parcel, Parcel *other) except -1:
+    """As parcel_share(), but with a header part of its own, which can be written: for another id."""
+    cdef size_t size = libzmq.msg_size(&other.head)
+    parcel_share(parcel, other)
+    libzmq.msg_close(&parcel.head)
+    if libzmq.msg_init_size(&parcel.head, size) != 0:
+        libzmq.msg_init(&parcel.head)
+        parcel_close(parcel)
+        raise MemoryError(f"no memory for a message of {size} bytes")
+    parcel.header = <unsigned char *>libzmq.msg_data(&parcel.head)
+    memcpy(parcel.header, libzmq.msg_data(&other.head), size)
+    return 0
 
 
 cdef int parcel_send(Parcel *parcel, void *socket) noexcept nogil:

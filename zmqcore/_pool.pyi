@@ -3,7 +3,7 @@ from typing import Any, Protocol
 
 from typing_extensions import Buffer, disjoint_base
 
-from zmqcore._channel import Channel, Pending
+from zmqcore._channel import Channel, Lane, Pending
 from zmqcore._frame import Envelope
 
 __all__ = ["ChannelPool", "default_max_sockets"]
@@ -80,6 +80,18 @@ class ChannelPool:
         buffers: list[Any] | None,
         metadata: bytes,
         codec: int,
+    ) -> int: ...
+    def send_accepted(
+        self,
+        lane: Lane,
+        kind: str,
+        topic: bytes,
+        method: str,
+        body: Buffer,
+        buffers: list[Any] | None,
+        metadata: bytes,
+        codec: int,
+        timeout: float | None,
     ) -> int: ...
     def submit(
         self,

@@ -41,7 +41,7 @@ cimport cython
 from libc.math cimport exp2, log2
 from libc.stdint cimport int64_t, uint64_t
 
-from zmqcore._channel cimport STATE_CLOSED, STATE_LOST, STATE_OPEN, Channel, Pending
+from zmqcore._channel cimport STATE_CLOSED, STATE_LOST, STATE_OPEN, Channel, Lane, Pending
 from zmqcore._frame cimport Envelope
 from zmqcore._socket cimport (
     NEVER, OpenFds, coarse_now_ns, deadline_after, gc_pause, gc_resume, now_ns, waiter_borrow, waiter_return,
@@ -408,6 +408,22 @@ cdef class ChannelPool:
             table.n_reused -= 1
             table.lock.release()
         return id
+
+    def send_accepted(
+        self, Lane lane not None, str kind, bytes topic, str method, body, list buffers, bytes metadata, int codec,
+        timeout,
+    ) -> int:
+        """acquire(), Channel.send_accepted() and release() in one; ``timeout`` in seconds bounds them together."""
+        cdef int64_t deadline
+        cdef Channel channel = self.acquire_open(lane.endpoint)
+        if channel is None:
+            deadline = deadline_after(timeout)
+            channel = self.acquire(lane.endpoint, timeout)
+            timeout = _left(deadline)
+        try:
+            return channel.send_accepted(lane, kind, topic, method, body, buffers, metadata, codec, timeout)
+        finally:
+            self.release(channel)
 
     def submit(
         self, str endpoint not None, bytes topic, str method, body, list buffers, bytes metadata, int codec,

@@ -9,6 +9,22 @@ from zmqcore._socket cimport SharedSocket, Waiter
 
 cdef class Request
 
+cdef enum:
+    # Of one sender, the port remembers at least this many messages (see the protocol), in words of 64 bits. One word
+    # more, because words are cleared as a whole.
+    WINDOW_MESSAGES = 8192
+    WINDOW_WORDS = 129
+
+cdef class Sender:
+    cdef uint64_t name
+    cdef uint64_t highest       # sequence number
+    cdef uint64_t[129] taken    # WINDOW_WORDS of them; one bit per sequence number: it has come
+    cdef uint64_t[129] finished
+    cdef dict again             # sequence number -> Requests that have come again before the first one was finished
+    cdef int64_t last_seen
+    cdef int advance(self, uint64_t sequence) noexcept
+    cdef bint is_known(self, uint64_t sequence) noexcept
+
 cdef class Peer:
     cdef bytes routing_id
     cdef bint flow              # it counts on acknowledgements
@@ -20,11 +36,13 @@ cdef class Peer:
     cdef Request oldest, newest
     cdef int64_t outstanding
     cdef Py_ssize_t n_aside     # requests of it that stand in Port.aside
-    cdef uint64_t ping_aside    # the highest id of a ping that came behind such requests
+    cdef uint64_t last_aside    # the highest id of anything else that came behind such requests
     cdef int64_t last_reply
     cdef bint late              # it has connected after the goodbye
     cdef bint told              # it has been sent a goodbye
     cdef bint replied_since     # ... and a reply after that
+    cdef object unfinished      # deque of Requests with an identity that are not finished, in the order of their ids
+    cdef uint64_t owed_finished     # of those that are, how many it has not been told
     cdef bint parted            # it has answered the goodbye: it has everything, and sends nothing more
 
 cdef class Request:
@@ -41,6 +59,9 @@ cdef class Request:
     cdef void *older
     cdef bint linked            # it stands in that list
     cdef int64_t deadline
+    cdef Sender sender          # who has sent it first, if it carries an identity; else None
+    cdef uint64_t sequence
+    cdef bint finished
 
 cdef class Port:
     cdef SharedSocket shared    # its lock guards all that follows
@@ -57,6 +78,8 @@ cdef class Port:
     cdef Py_ssize_t max_aside
     cdef bint setting_aside
     cdef list noticed           # requests whose watcher is to be called
+    cdef dict senders           # name -> Sender, of messages with an identity
+    cdef Sender last_sender
     cdef bint receiving         # a thread is in receive()
     cdef bint watched           # ... and in poll(2): senders must keep the edge-trigger rule
     cdef bint woken, closed
@@ -66,7 +89,7 @@ cdef class Port:
     cdef Py_ssize_t max_buffers
     cdef int64_t next_prune
     cdef uint64_t n_calls, n_casts, n_fanouts, n_cancelled, n_replies, n_acks, n_garbage, n_too_large
-    cdef uint64_t n_undeliverable, n_dropped, n_received_bytes, n_sent_bytes
+    cdef uint64_t n_duplicates, n_undeliverable, n_dropped, n_received_bytes, n_sent_bytes
 
     cdef int _check(self) except -1
     cdef int _part(self, Peer peer) except -1
@@ -84,6 +107,14 @@ cdef class Port:
     cdef int _skip(self, zc_msg_t *message, bint more) except -1
     cdef Peer _peer(self, zc_msg_t *routing_id)
     cdef int _count_taken(self, Peer peer, Header *header, size_t n_bytes) except -1
+    cdef Sender _sender(self, uint64_t name)
+    cdef int _forget_senders(self, int64_t silent_for) except -1
+    cdef bint _is_duplicate(self, Request request) except -1
+    cdef int _finish(self, Request request) except -1
+    cdef int _note_finished(self, Request request) except -1
+    cdef int _finish_for_peer(self, Request request) except -1
+    cdef int _count_in_turn(self, Peer peer, Header *header, size_t n_bytes) except -1
+    cdef int _owe(self, Peer peer) except -1
     cdef int _acknowledge(self, Peer peer) except -1
     cdef int _flush_acks(self, bint calls_too) except -1
     cdef int _control(self, Peer peer, int kind, uint64_t id, bytes body, bint delimiter) except -1

@@ -12,6 +12,11 @@ names that message and this port's instance.
 A server that can begin nothing more goes on receiving all the same, with a limit of 0: cancels are obeyed at once then,
 and requests are set aside. Those are not acknowledged before they are handed over, so their senders' windows fill.
 
+A message that carries an identity (flag IDENTIFIED) may come twice, on another connection too: its sender keeps it
+until it is known to be *finished*, whatever becomes of the connection meanwhile. The port remembers the identities of
+the last WINDOW_MESSAGES of each sender and hands a duplicate to nobody. Whoever receives such a request calls its
+finish(); with every ack goes the highest id up to which all of them are finished.
+
 Bytes that are not an envelope are counted and dropped.
 """
 
@@ -28,9 +33,10 @@ from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memcmp, memcpy
 
 from zmqcore._frame cimport (
-    FLAG_FLOW, HEADER_BYTES, KIND_ACK, KIND_CALL, KIND_CANCEL, KIND_CAST, KIND_ERROR, KIND_FANOUT, KIND_GOODBYE,
-    KIND_HELLO, KIND_PING, KIND_PONG, KIND_REPLY, NO_DEADLINE, Envelope, Header, Parcel, envelope_take, parcel_close,
-    parcel_pack, parcel_pack_control, parcel_send, parcel_set_ack, parse_header, part_take, release_sent_buffers,
+    FLAG_FLOW, FLAG_IDENTIFIED, HEADER_BYTES, KIND_ACK, KIND_CALL, KIND_CANCEL, KIND_CAST, KIND_ERROR, KIND_FANOUT,
+    KIND_GOODBYE, KIND_HELLO, KIND_PING, KIND_PONG, KIND_REPLY, NO_DEADLINE, Envelope, Header, Parcel, envelope_take,
+    parcel_close, parcel_pack, parcel_pack_control, parcel_send, parcel_set_ack, parse_header, part_take,
+    release_sent_buffers,
     sent_buffers_held,
 )
 from zmqcore._libzmq cimport ZMQ_DONTWAIT, ZMQ_SNDMORE, libzmq, raise_errno, zc_msg_t
@@ -49,8 +55,32 @@ cdef enum:
     ACK_BYTES = 1 << 20
 
 cdef int64_t ACK_CALLS_AFTER = 100_000_000      # ns; below the time that anybody drains for
+# A sender that has sent nothing for so long, in ns, is forgotten, and so are the longest silent ones beyond this
+# number.
+cdef int64_t SENDER_KEPT = 600_000_000_000
+cdef Py_ssize_t SENDERS_KEPT = 4096
 cdef int64_t PRUNE_EVERY = 30_000_000_000       # ns
 cdef int64_t PRUNE_SILENT_FOR = 60_000_000_000  # ns
+
+
+@cython.final
+cdef class Sender:
+    """Which messages of one sender have come, and which are finished: a ring of bits, as in RFC 6479."""
+
+    cdef int advance(self, uint64_t sequence) noexcept:
+        """Make room for ``sequence``: forget what is too far behind it."""
+        cdef uint64_t word, words, i
+        if sequence > self.highest:
+            words = (sequence >> 6) - (self.highest >> 6)
+            for i in range(min(words, <uint64_t>WINDOW_WORDS)):
+                word = ((self.highest >> 6) + 1 + i) % WINDOW_WORDS
+                self.taken[word] = self.finished[word] = 0
+            self.highest = sequence
+        return 0
+
+    cdef bint is_known(self, uint64_t sequence) noexcept:
+        """Whether ``sequence`` is not too far behind for its bits to mean anything."""
+        return (self.highest >> 6) - (sequence >> 6) < WINDOW_WORDS
 
 
 @cython.final
@@ -64,7 +94,10 @@ cdef class Peer:
 @cython.final
 @cython.freelist(64)
 cdef class Request:
-    """A call, cast or fanout that has come to a port. Answer a call once, from any thread."""
+    """A call, cast or fanout that has come to a port. Answer a call once, from any thread.
+
+    A cast or fanout with ``accepted`` is to be given to finish() when the work is done, also if that has failed.
+    """
 
     @property
     def kind(self) -> str:
@@ -103,6 +136,19 @@ cdef class Request:
             self.method, self.topic, self.envelope.header.codec, self.envelope, () if buffers is None else buffers,
             None if self.deadline == NEVER and not self.cancelled else self.remaining,
             self.envelope.header.kind == KIND_CALL)
+
+    @property
+    def accepted(self) -> bool:
+        """Whether its sender keeps it until it is finished, and sends it again if it does not hear that."""
+        return self.sender is not None
+
+    def finish(self) -> None:
+        """Tell the sender, with the next acknowledgement, that an accepted request need not be sent again.
+
+        From any thread, once everything about it is done. Nothing happens the second time, and for other requests.
+        """
+        if self.sender is not None:
+            self.port._finish(self)
 
     @property
     def peer_id(self) -> bytes:
@@ -174,6 +220,7 @@ cdef class Port:
         self.aside = deque()
         self.max_aside = max(1, high_water)
         self.noticed = []
+        self.senders = {}
         self.next_prune = now_ns() + PRUNE_EVERY
 
     # -- what the server uses ----------------------------------------------------------------------------
@@ -314,9 +361,10 @@ cdef class Port:
     def settled(self, grace: float = 0.1) -> bool:
         """After goodbye(): whether closing now loses no reply.
 
-        libzmq drops what a client has not read yet when its connection breaks. So every call is to be answered, and
-        whoever got a reply since the goodbye, or less than ``grace`` seconds before now, is to have answered the
-        goodbye. Call it now and then while receive() goes on.
+        libzmq drops what a client has not read yet when its connection breaks. So every call is to be answered, every
+        accepted message finished, and whoever got a reply, or heard that something is finished, since the goodbye, or
+        less than ``grace`` seconds before now, is to have answered the goodbye. Call it now and then while receive()
+        goes on.
         """
         cdef Peer peer
         cdef int64_t now = now_ns()
@@ -324,10 +372,14 @@ cdef class Port:
         self._check()
         self.shared.enter()
         try:
+            if not self.closed and self.owing:
+                self._flush_acks(False)
             for peer in list(self.peers.values()):
                 if peer.parted:
                     continue
                 if peer.outstanding > 0:
+                    settled = False
+                elif peer.unfinished:
                     settled = False
                 elif peer.replied_since or now - peer.last_reply < grace * 1e9:
                     # Said again, it also shows whether the peer is still there.
@@ -347,6 +399,11 @@ cdef class Port:
         self.shared.enter()
         try:
             if not self.closed:
+                try:
+                    # What has been finished since the last look: whoever hears of it need not send that again.
+                    self._flush_acks(False)
+                except errors.ZmqcoreError:
+                    pass        # e.g. the context has been closed
                 self.closed = True
                 try:
                     self.shared.socket.setsockopt(zmq.LINGER, int(linger * 1000))
@@ -371,6 +428,7 @@ cdef class Port:
             "too_large": self.n_too_large, "undeliverable_replies": self.n_undeliverable,
             "dropped_replies": self.n_dropped, "received_bytes": self.n_received_bytes,
             "sent_bytes": self.n_sent_bytes,
+            "duplicates": self.n_duplicates, "senders": len(self.senders),
         }
 
     def __repr__(self) -> str:
@@ -473,10 +531,7 @@ cdef class Port:
                 peer.late = True
                 self._part(peer)
         if header.kind == KIND_PING:
-            if peer.n_aside:
-                peer.ping_aside = header.id
-            else:
-                self._count_taken(peer, &header, n_bytes)
+            self._count_in_turn(peer, &header, n_bytes)
             self._control(peer, KIND_PONG, header.id, b"", delimiter)
             return None
         if header.kind == KIND_GOODBYE:
@@ -506,6 +561,9 @@ cdef class Port:
         request.port = self
         request.peer = peer
         request.envelope = envelope
+        if header.flags & FLAG_IDENTIFIED and header.kind != KIND_CALL and self._is_duplicate(request):
+            self._count_in_turn(peer, &header, n_bytes)
+            return None
         request.delimiter = delimiter
         request.topic = self._topic_of(envelope)
         request.method = self._method_of(envelope)
@@ -544,8 +602,8 @@ cdef class Port:
             peer = request.peer
             peer.n_aside -= 1
             self._count_taken(peer, &request.envelope.header, request.envelope.n_bytes)
-            if peer.n_aside == 0 and peer.ping_aside > peer.taken:
-                peer.taken = peer.ping_aside
+            if peer.n_aside == 0 and peer.last_aside > peer.taken:
+                peer.taken = peer.last_aside
             requests.append(request)
         return 0
 
@@ -636,6 +694,8 @@ cdef class Port:
             reason = b"ProtocolError: the envelope announces another number of buffers than came"
         if request.envelope.header.kind == KIND_CALL:
             self._control(request.peer, KIND_ERROR, request.envelope.header.id, reason, request.delimiter)
+        elif request.sender is not None:
+            self._note_finished(request)        # it would be no better the next time
         return None
 
     cdef int _skip(self, zc_msg_t *message, bint more) except -1:
@@ -656,35 +716,163 @@ cdef class Port:
         peer.unacked_bytes += n_bytes
         if header.kind == KIND_CAST or header.kind == KIND_FANOUT:
             peer.unacked_one_way += 1
-        if not peer.owing:
-            peer.owing = True
-            self.owing.append(peer)
+        self._owe(peer)
         if peer.unacked >= ACK_MESSAGES or peer.unacked_bytes >= ACK_BYTES:
             self._acknowledge(peer)
         return 0
 
+    cdef int _count_in_turn(self, Peer peer, Header *header, size_t n_bytes) except -1:
+        """Something that is no request, or had come before, is taken; but not before requests that are set aside."""
+        if peer.n_aside:
+            peer.last_aside = header.id
+            return 0
+        return self._count_taken(peer, header, n_bytes)
+
+    cdef int _owe(self, Peer peer) except -1:
+        if not peer.owing:
+            peer.owing = True
+            self.owing.append(peer)
+        return 0
+
     cdef int _acknowledge(self, Peer peer) except -1:
+        """Tell the peer what has been taken and, by the id, up to where everything is finished."""
+        cdef uint64_t finished = 0
+        cdef uint64_t owed = peer.owed_finished
         self.n_acks += 1
-        return self._control(peer, KIND_ACK, 0, b"", False)
+        if peer.unfinished is not None:
+            finished = (<Request>peer.unfinished[0]).envelope.header.id - 1 if peer.unfinished else peer.taken
+        if not self._control(peer, KIND_ACK, finished, b"", False):
+            return 0
+        peer.owed_finished = 0
+        if owed:
+            peer.last_reply = now_ns()
+            peer.replied_since = peer.told
+        return 1
 
     cdef int _flush_acks(self, bint calls_too) except -1:
         """Acknowledge one-way messages, with ``calls_too`` everything, and forget who owes nothing any more."""
         cdef Peer peer
         cdef list still_owing = []
         for peer in self.owing:
-            if peer.unacked_one_way or (calls_too and peer.unacked):
+            if peer.unacked_one_way or peer.owed_finished or (calls_too and peer.unacked):
                 self._acknowledge(peer)
-            if peer.unacked:
+            if peer.flow and (peer.unacked or peer.unfinished or peer.owed_finished):
                 still_owing.append(peer)
             else:
                 peer.owing = False
         self.owing = still_owing
         return 0
 
+    # -- messages with an identity -----------------------------------------------------------------------
+
+    cdef Sender _sender(self, uint64_t name):
+        """Return what is known of the sender of this name."""
+        cdef Sender sender = self.last_sender
+        if sender is None or sender.name != name:
+            sender = self.senders.get(name)
+            if sender is None:
+                if len(self.senders) >= SENDERS_KEPT:
+                    self._forget_senders(0)
+                sender = Sender.__new__(Sender)
+                sender.name = name
+                self.senders[name] = sender
+            self.last_sender = sender
+        sender.last_seen = coarse_now_ns()
+        return sender
+
+    cdef int _forget_senders(self, int64_t silent_for) except -1:
+        """Forget who has been silent for so long, in ns; with 0, the longest silent quarter."""
+        cdef Sender sender
+        cdef int64_t before = coarse_now_ns() - silent_for
+        if silent_for == 0:
+            seen = sorted([(<Sender>known).last_seen for known in self.senders.values()])
+            before = seen[len(seen) // 4] + 1
+        for sender in list(self.senders.values()):
+            if sender.last_seen < before:
+                del self.senders[sender.name]
+        if self.last_sender is not None and self.last_sender.name not in self.senders:
+            self.last_sender = None
+        return 0
+
+    cdef bint _is_duplicate(self, Request request) except -1:
+        """Note that a request with an identity has come; return whether it had come before."""
+        cdef Peer peer = request.peer
+        cdef uint64_t name, bit
+        cdef Sender sender
+        cdef Py_ssize_t word
+        if peer.flow and peer.unfinished is None:
+            peer.unfinished = deque()
+        request.envelope.read_identity(&name, &request.sequence)
+        request.sender = sender = self._sender(name)
+        sender.advance(request.sequence)
+        # One that is so old that nobody can tell: rather twice than never. No client of ours sends such.
+        if sender.is_known(request.sequence):
+            word = (request.sequence >> 6) % WINDOW_WORDS
+            bit = <uint64_t>1 << (request.sequence & 63)
+            if sender.taken[word] & bit:
+                self.n_duplicates += 1
+                if not peer.flow:
+                    pass
+                elif sender.finished[word] & bit:
+                    peer.owed_finished += 1
+                else:
+                    # It counts as finished when the first one is.
+                    peer.unfinished.append(request)
+                    if sender.again is None:
+                        sender.again = {}
+                    sender.again.setdefault(request.sequence, []).append(request)
+                return True
+            sender.taken[word] |= bit
+        if peer.flow:
+            peer.unfinished.append(request)
+        return False
+
+    cdef int _finish(self, Request request) except -1:
+        """The work for ``request`` is done; tell its sender, at once if nobody else is about to."""
+        if self.shared.generation != fork_generation():
+            return 0
+        self.shared.enter()
+        try:
+            self._note_finished(request)
+        finally:
+            self._unlock()
+        return 0
+
+    cdef int _note_finished(self, Request request) except -1:
+        cdef Sender sender = request.sender
+        cdef Request again
+        if request.finished:
+            return 0
+        if sender.is_known(request.sequence):
+            sender.finished[(request.sequence >> 6) % WINDOW_WORDS] |= <uint64_t>1 << (request.sequence & 63)
+        self._finish_for_peer(request)
+        if sender.again:
+            for again in sender.again.pop(request.sequence, ()):
+                self._finish_for_peer(again)
+        return 0
+
+    cdef int _finish_for_peer(self, Request request) except -1:
+        cdef Peer peer = request.peer
+        cdef object unfinished = peer.unfinished
+        request.finished = True
+        if not peer.flow:
+            return 0            # it has gone, or does not want to know
+        while unfinished and (<Request>unfinished[0]).finished:
+            unfinished.popleft()
+            peer.owed_finished += 1
+        if peer.owed_finished and not self.closed:
+            # Else the receiver does it before it sleeps, and while something is unfinished also every now and then.
+            if peer.owed_finished >= ACK_MESSAGES or (self.watched and not unfinished):
+                self._acknowledge(peer)
+            else:
+                self._owe(peer)
+        return 0
+
     cdef int _prune(self, int64_t now) except -1:
         """Forget silent peers whose connection has gone: sending to them says so (ROUTER_MANDATORY)."""
         cdef Peer peer
         self.next_prune = now + PRUNE_EVERY
+        self._forget_senders(SENDER_KEPT)
         for peer in list(self.peers.values()):
             if now - peer.last_seen > PRUNE_SILENT_FOR:
                 self._acknowledge(peer)

@@ -23,6 +23,7 @@ KINDS = {
     "goodbye": 10, "cancel": 11,
 }  # fmt: skip
 FLOW = 1
+IDENTIFIED = 2
 MSGPACK = 1
 NO_DEADLINE = 0xFFFFFFFF
 INSTANCE = bytes(range(0xA0, 0xB0))
@@ -160,6 +161,10 @@ def valid() -> list[dict[str, Any]]:
             "metadata": fields.get("metadata", b"").hex(),
             "body": raw.hex(),
         }
+        if fields.get("flags", 0) & IDENTIFIED:
+            # What the message's own metadata are stands behind the identity.
+            vector["envelope"]["identity"] = list(struct.unpack("<QQ", fields["metadata"][:16]))
+            vector["envelope"]["metadata"] = fields["metadata"][16:].hex()
         if value is not ...:
             vector["value"] = value
             vector["canonical"] = canonical
@@ -236,7 +241,7 @@ def valid() -> list[dict[str, Any]]:
         request([]),
         id=2**64 - 1,
         ack=2**64 - 1,
-        flags=0xFE,
+        flags=0xFC,
         **INVENTORY,
     )
     add(
@@ -409,6 +414,28 @@ def valid() -> list[dict[str, Any]]:
         method="touch",
     )
     add(
+        "cast-accepted",
+        "A cast that its sender keeps until it is finished, as its third one.",
+        "cast",
+        request(["sku-1"]),
+        id=22,
+        flags=FLOW | IDENTIFIED,
+        metadata=struct.pack("<QQ", 0x0123456789ABCDEF, 3),
+        topic="inventory",
+        method="touch",
+    )
+    add(
+        "cast-accepted-again",
+        "The same one with metadata of its own, sent again on another connection: another id, the same identity.",
+        "cast",
+        request(["sku-1"]),
+        id=1,
+        flags=FLOW | IDENTIFIED,
+        metadata=struct.pack("<QQ", 0x0123456789ABCDEF, 3) + bytes.fromhex("00ff7a43"),
+        topic="inventory",
+        method="touch",
+    )
+    add(
         "fanout",
         "One copy of a message to every member; no answer comes.",
         "fanout",
@@ -465,6 +492,13 @@ def valid() -> list[dict[str, Any]]:
         raw=b"ProtocolError: the envelope announces another number of buffers than came",
     )
     add("ack", "Everything up to message 256 has been taken.", "ack", ack=256)
+    add(
+        "ack-finished",
+        "Everything up to message 256 has been taken, and what was accepted up to 200 is finished.",
+        "ack",
+        id=200,
+        ack=256,
+    )
     add(
         "error-draining",
         "The call came on a connection made after the goodbye: not executed, and to be tried elsewhere.",
@@ -552,6 +586,12 @@ def invalid() -> list[dict[str, Any]]:
         "metadata-length-longest",
         "4294967295 bytes of metadata announced.",
         patched(32, *b"\xff" * 4),
+        "envelope",
+    )
+    add(
+        "identity-short",
+        "An identity is announced, and there are no metadata for it.",
+        patched(4, FLOW | IDENTIFIED),
         "envelope",
     )
     add("body-length-longest", "4294967295 bytes of body announced.", patched(36, *b"\xff" * 4), "envelope")

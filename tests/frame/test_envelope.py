@@ -89,7 +89,15 @@ def try_to_parse(parts: list[bytes]) -> Envelope | None:
 def test_every_field_comes_back(sent: dict[str, Any]) -> None:
     parts = pack(**sent)
     assert [type(part) for part in parts] == [bytes] * (1 + len(sent["buffers"]))
-    assert read(Envelope.parse(parts)) == sent
+    identified = sent["flags"] & 2 != 0
+    if identified and len(sent["metadata"]) < 16:
+        with pytest.raises(errors.ProtocolError, match="identity"):
+            Envelope.parse(parts)
+        return
+    envelope = Envelope.parse(parts)
+    identity = sent["metadata"][:16] if identified else b""
+    assert read(envelope) == {**sent, "metadata": sent["metadata"][len(identity) :]}
+    assert envelope.identity == (struct.unpack("<QQ", identity) if identified else None)
 
 
 @given(fields)
@@ -243,6 +251,9 @@ def test_each_byte_of_the_header_may_be_anything(offset: int) -> None:
         assert accepted == {part[offset]}
     elif offset == 3:
         assert accepted == set(KINDS.values())
+    elif offset == 4:
+        # the metadata are too short for an identity
+        assert accepted == {value for value in range(256) if not value & 2}
     else:
         assert accepted == set(range(256))
 

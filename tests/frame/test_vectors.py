@@ -6,6 +6,7 @@ import array
 import datetime
 import json
 import runpy
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -123,8 +124,10 @@ def test_every_kind_has_a_vector() -> None:
 def test_a_valid_message_is_read(name: str) -> None:
     vector = VECTORS[name]
     parts = parts_of(vector)
-    wanted = vector["envelope"]
+    wanted = dict(vector["envelope"])
     envelope = Envelope.parse(parts)
+    identity = wanted.pop("identity", None)
+    assert envelope.identity == (None if identity is None else tuple(identity))
     assert {
         "kind": envelope.kind,
         "flags": envelope.flags,
@@ -149,7 +152,8 @@ def test_a_valid_message_is_packed(name: str) -> None:
     fields = dict(vector["envelope"])
     del fields["buffers"]
     fields["topic"] = fields["topic"].encode()
-    fields["metadata"] = bytes.fromhex(fields["metadata"])
+    identity = struct.pack("<QQ", *fields.pop("identity")) if "identity" in fields else b""
+    fields["metadata"] = identity + bytes.fromhex(fields["metadata"])
     fields["body"] = bytes.fromhex(fields["body"])
     assert pack(**fields, buffers=parts[1:]) == parts
 

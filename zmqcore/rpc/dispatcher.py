@@ -128,6 +128,7 @@ class Dispatcher:
         """Run one request and answer it. Should it raise, give_up() tells the caller and the thread goes on."""
         work = self.open(request)
         if work is None:
+            request.finish()
             return
         method, args, kwargs, remaining, wants_reply = work
         token = None if remaining is None else deadline.current.set(time.monotonic() + remaining)
@@ -142,15 +143,19 @@ class Dispatcher:
         finally:
             if token is not None:
                 deadline.current.reset(token)
+            if not wants_reply and request.accepted:
+                request.finish()
 
     async def run_async(self, request: Request) -> None:
         """Run one request for a coroutine function and answer it. Never raises.
 
-        Whoever cancels the task gets the caller an error, not silence; unless it was the caller.
+        Whoever cancels the task gets the caller an error, not silence; unless it was the caller. What was accepted
+        is not finished then, and its sender sends it again.
         """
         try:
             work = self.open(request)
             if work is None:
+                request.finish()
                 return
             method, args, kwargs, _, wants_reply = work
             try:
@@ -162,6 +167,8 @@ class Dispatcher:
                 self.handled += 1
                 if wants_reply:
                     self._reply(request, result)
+            if request.accepted and not _is_cancelled():
+                request.finish()
         except Exception as exc:  # noqa: BLE001 - give_up() logs it
             self.give_up(request, exc)
 
@@ -179,6 +186,7 @@ class Dispatcher:
     def give_up(self, request: Request, exc: Exception) -> None:
         """run() itself has raised ``exc``, which is a fault of ours: tell the caller. Never raises."""
         self.failed += 1
+        request.finish()
         _logger.error("%r could not be handled", request, exc_info=exc)
         if request.wants_reply:
             try:
@@ -260,6 +268,12 @@ class Dispatcher:
         except errors.PayloadTooLarge:
             short = {key: value[:1000] for key, value in body.items()}
             request.error(self._encode(short, []), None, self._codec_id)
+
+
+def _is_cancelled() -> bool:
+    """Whether somebody has cancelled the running task: a CancelledError may also be a handler's own affair."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _misfit(method: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]) -> str | None:
