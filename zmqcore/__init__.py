@@ -14,6 +14,7 @@ from zmqcore.rpc.client import Client
 from zmqcore.rpc.deadline import remaining as time_left
 from zmqcore.rpc.processes import ServerProcesses
 from zmqcore.rpc.results import Fanout, Gathered
+from zmqcore.rpc.retry import Retry
 from zmqcore.rpc.server import Server
 from zmqcore.topic import Topic
 
@@ -25,6 +26,7 @@ __all__ = [  # noqa: PLE0604  (strings, all of them)
     "Gathered",
     "Limits",
     "Node",
+    "Retry",
     "Server",
     "ServerProcesses",
     "Topic",

@@ -246,6 +246,11 @@ cdef class Pending:
         return self.channel._cancel(self)
 
     @property
+    def answered(self) -> bool:
+        """Whether it has ended by what the server has sent."""
+        return self.outcome == OUTCOME_DONE
+
+    @property
     def cancelled(self) -> bool:
         """Whether it has ended by cancel()."""
         return self.outcome == OUTCOME_CANCELLED

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import zmqcore
-from zmqcore import AsyncClient, AsyncServer, Client, Limits, Node, Server, ServerProcesses, errors
+from zmqcore import AsyncClient, AsyncServer, Client, Limits, Node, Retry, Server, ServerProcesses, errors
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "docs" / "reference"
@@ -34,13 +34,17 @@ def rows(text: str) -> list[list[str]]:
 
 
 def value_of(cell: str) -> object:
-    """The value that a default's cell spells: a literal, or a shift of one."""
+    """The value that a default's cell spells: a literal, a shift of one, or the default policy."""
+    if cell == "`Retry()`":
+        return Retry()
     left, shift, right = cell.strip("`").partition(" << ")
     value = ast.literal_eval(left)
     return value << ast.literal_eval(right) if shift else value
 
 
-@pytest.mark.parametrize("cls", [Node, Server, AsyncServer, ServerProcesses, Client, AsyncClient, Limits])
+@pytest.mark.parametrize(
+    "cls", [Node, Server, AsyncServer, ServerProcesses, Client, AsyncClient, Retry, Limits]
+)
 def test_options_are_those_of_the_constructor(cls: type) -> None:
     parameters = {
         name: parameter.default

@@ -61,6 +61,13 @@ class Worker:
         with self._lock:
             self._counts[key] = self._counts.get(key, 0) + 1
 
+    def count_in(self, server: str, seconds: float) -> str:
+        """Count, and take so long, if this is ``server``."""
+        if server == self._name:
+            self.count(server)
+            time.sleep(seconds)
+        return self._name
+
     def counted(self, key: str) -> int:
         return self._counts.get(key, 0)
 

@@ -164,7 +164,7 @@ def test_a_full_server_still_tells_about_itself(
     gate.await_entered()
     until(lambda: server.stats()["queued"] == 1)
     with pytest.raises(Overloaded):
-        client.call("wait")
+        client.prepare(retry=None).call("wait")
     asking = client.submit("zmqcore.stats")
     until(lambda: server.stats()["queued"] == 2)
     gate.opened.set()
@@ -270,7 +270,7 @@ def test_an_async_server_rejects_what_does_not_fit(make_node: Callable[..., Node
         options: dict[str, Any] = {"max_concurrency": 3, "queue_size": 4, "on_full": "reject"}
         async with (
             AsyncServer("t", gate, node=here, **options) as server,
-            AsyncClient("t", node=there, timeout=PATIENCE) as client,
+            AsyncClient("t", node=there, timeout=PATIENCE, retry=None) as client,
         ):
             assert await client.call("echo", 1) == 1
             calls = [client.submit("wait", number) for number in range(100)]

@@ -186,3 +186,109 @@ def test_the_nearest_endpoint(tmp_path: Path) -> None:
     assert nearest_endpoint(_member("a", "ipc://@abstract", tcp), "here") == "ipc://@abstract"
     assert nearest_endpoint(_member("a", tcp, "tcp://10.0.0.2:1"), "here") == tcp
     assert nearest_endpoint(_member("a", ipc), "elsewhere") == ipc, "better than nothing"
+
+
+# -- members that fail -----------------------------------------------------------------------------------
+
+
+class Clock:
+    """Seconds that pass when they are told to."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def _balancer(names: str) -> tuple[Balancer, Membership, Clock, dict[str, Target]]:
+    clock, membership = Clock(), _members(names)
+    balancer = Balancer("here", clock)
+    return balancer, membership, clock, dict(zip(names, balancer.targets(membership), strict=True))
+
+
+def _names(balancer: Balancer, membership: Membership, calls: int) -> str:
+    names = ""
+    for _ in range(calls):
+        target = _take(balancer, membership)
+        names += target.member.server or ""
+        balancer.done(target)
+    return names
+
+
+def _fail(balancer: Balancer, target: Target, times: int) -> None:
+    for _ in range(times):
+        balancer.failed(target)
+
+
+def test_who_fails_again_and_again_is_put_aside_for_a_while() -> None:
+    balancer, membership, clock, targets = _balancer("abcd")
+    _fail(balancer, targets["b"], 4)
+    assert set(_names(balancer, membership, 8)) == set("abcd")
+    _fail(balancer, targets["b"], 1)
+    names = _names(balancer, membership, 9)
+    assert names == names[:3] * 3, "the others go on in turn"
+    assert set(names) == set("acd")
+    clock.now += 0.99
+    assert "b" not in _names(balancer, membership, 8)
+    clock.now += 0.02
+    assert set(_names(balancer, membership, 8)) == set("abcd")
+
+
+def test_one_more_failure_puts_it_aside_again_for_twice_as_long() -> None:
+    balancer, membership, clock, targets = _balancer("abcd")
+    _fail(balancer, targets["b"], 5)
+    for duration in (1, 2, 4, 8, 16, 30, 30):
+        clock.now += duration - 0.01
+        assert "b" not in _names(balancer, membership, 8)
+        clock.now += 0.02
+        assert "b" in _names(balancer, membership, 8)
+        _fail(balancer, targets["b"], 1)
+
+
+def test_an_answer_makes_up_for_all() -> None:
+    balancer, membership, clock, targets = _balancer("abcd")
+    _fail(balancer, targets["b"], 5)
+    balancer.answered(targets["b"])
+    assert "b" in _names(balancer, membership, 8)
+    _fail(balancer, targets["b"], 4)
+    assert "b" in _names(balancer, membership, 8)
+    _fail(balancer, targets["b"], 1)
+    clock.now += 1.01
+    assert "b" in _names(balancer, membership, 8), "it begins with a short time again"
+
+
+def test_never_more_than_half() -> None:
+    for names, most in (("a", 0), ("ab", 1), ("abc", 1), ("abcd", 2), ("abcde", 2)):
+        balancer, membership, _, targets = _balancer(names)
+        for target in targets.values():
+            _fail(balancer, target, 20)
+        assert len(set(_names(balancer, membership, 40))) == len(names) - most, names
+
+
+def test_when_others_have_gone_too_many_would_be_aside() -> None:
+    balancer, _, _, targets = _balancer("abcd")
+    _fail(balancer, targets["a"], 5)
+    _fail(balancer, targets["b"], 5)
+    fewer = _members("abc", 2)
+    assert set(_names(balancer, fewer, 12)) == set("abc")
+
+
+def test_who_is_aside_is_the_last_resort() -> None:
+    balancer, membership, _, targets = _balancer("ab")
+    _fail(balancer, targets["a"], 5)
+    assert _take(balancer, membership, (targets["b"],)) is targets["a"]
+    assert balancer.choose(membership, (targets["a"], targets["b"])) is None
+
+
+def test_others_are_preferred_to_who_was_overloaded_a_moment_ago() -> None:
+    balancer, membership, clock, targets = _balancer("abc")
+    balancer.overloaded(targets["a"])
+    balancer.overloaded(targets["b"])
+    assert set(_names(balancer, membership, 9)) == {"c"}
+    balancer.overloaded(targets["c"])
+    assert set(_names(balancer, membership, 9)) == set("abc"), "it is no use to spare all of them"
+    _fail(balancer, targets["c"], 5)
+    assert set(_names(balancer, membership, 9)) == set("ab"), "rather who is overloaded than who fails"
+    clock.now += 0.11
+    assert set(_names(balancer, membership, 9)) == set("ab")

@@ -12,10 +12,13 @@ from zmqcore import errors
 from zmqcore.matchmaker import Member, Membership
 from zmqcore.rpc import deadline as deadlines
 from zmqcore.rpc import faults
+from zmqcore.rpc.balancing import Target
 from zmqcore.rpc.base_client import BaseClient
+from zmqcore.rpc.hedging import first_answer_async
 from zmqcore.rpc.loop import LoopChannels, channels_of_running_loop, in_thread
 from zmqcore.rpc.results import Fanout, Gathered
-from zmqcore.rpc.route import Message, Retry, check_time
+from zmqcore.rpc.retry import Refused, Search
+from zmqcore.rpc.route import Message
 
 __all__ = ["AsyncClient"]
 
@@ -38,17 +41,22 @@ class AsyncClient(BaseClient):
         """Run ``method`` on one server and return its result; see :meth:`Client.call`."""
         deadline, request = self._prepare(method, args, kwargs)
         channels = self._channels()
+        if self._budget.short:
+            self._earn()
         target = self._route.only()
-        if target is not None:
+        refusal = None
+        if target is not None and self.hedge_after is None:
             try:
                 return await self._call(channels, target.endpoint, request, deadline)
-            except errors.Unreachable:
-                pass
-            except errors.PeerLost as exc:
-                if exc.executed_possible:
-                    raise
+            except Refused as exc:
+                refusal = exc
+        search = self._search(deadline)
+        if self.hedge_after is not None:
+            return await self._call_hedged(channels, request, search, self.hedge_after)
+        if target is not None and refusal is not None:
+            search.failed(target, refusal)
         return await self._place(
-            channels, lambda endpoint: self._call(channels, endpoint, request, deadline), deadline
+            channels, lambda target: self._call(channels, target.endpoint, request, deadline), search
         )
 
     async def _call(
@@ -61,7 +69,9 @@ class AsyncClient(BaseClient):
         deadline, request = self._prepare(method, args, kwargs)
         channels = self._channels()
         await self._place(
-            channels, lambda endpoint: channels.send(endpoint, "cast", request, deadline), deadline
+            channels,
+            lambda target: channels.send(target.endpoint, "cast", request, deadline),
+            self._search(deadline),
         )
 
     async def fanout(self, method: str, /, *args: Any, **kwargs: Any) -> Fanout:
@@ -161,30 +171,49 @@ class AsyncClient(BaseClient):
         return known
 
     async def _place(
-        self, channels: LoopChannels, operate: Callable[[str], Awaitable[T]], deadline: float | None
+        self, channels: LoopChannels, operate: Callable[[Target], Awaitable[T]], search: Search
     ) -> T:
-        """Do ``operate(endpoint)`` for the member whose turn it is; see :meth:`Route.place`."""
-        retry = Retry(self._node.connect_timeout, deadline)
+        """Do ``operate(target)`` for the member whose turn it is; see :meth:`Route.place`."""
         while True:
             membership = await self._known()
-            target = self._route.choose(membership, retry)
+            target = self._route.choose(membership, search)
             if target is not None:
                 try:
-                    if len(membership.members) > 1:
-                        # There are others to try: spend no more than half of the time that is left on connecting.
-                        left = check_time(deadline)
-                        await channels.drive(
-                            target.endpoint, None if left is None else time.monotonic() + left / 2
-                        )
-                    return await operate(target.endpoint)
-                except (errors.Unreachable, errors.PeerLost, errors.Overloaded) as exc:
-                    retry.failed(target, exc)
-                finally:
-                    self._route.done(target)
-            elif retry.failure is None:
-                await self._members(deadline)
+                    with self._route.counted(target):
+                        if len(membership.members) > 1:
+                            # There are others to try: spend no more than half of the time left on connecting.
+                            left = deadlines.check_time(search.deadline)
+                            await channels.drive(
+                                target.endpoint, None if left is None else time.monotonic() + left / 2
+                            )
+                        return await operate(target)
+                except Refused as exc:
+                    search.failed(target, exc)
+            elif search.failure is None:
+                await self._members(search.deadline)
             else:
-                await asyncio.sleep(retry.next_round())
+                await asyncio.sleep(search.next_round())
+
+    async def _call_hedged(
+        self, channels: LoopChannels, request: Message, search: Search, hedge_after: float
+    ) -> Any:
+        """call(), but another member is asked too if the first one has no answer after ``hedge_after`` seconds."""
+        asked: list[Target] = []
+
+        def ask(target: Target) -> Awaitable[Any]:
+            asked.append(target)
+            return self._call(channels, target.endpoint, request, search.deadline)
+
+        async def ask_another() -> Any:
+            other = self._other(asked[-1]) if asked else None
+            if other is None:
+                raise errors.Unreachable(
+                    "there is no other member to ask, or the budget for retries is used up"
+                )
+            with self._route.counted(other):
+                return await self._call(channels, other.endpoint, request, search.deadline)
+
+        return await first_answer_async(self._place(channels, ask, search), hedge_after, ask_another)
 
 
 def _is_its_own(outcome: object) -> TypeGuard[errors.ZmqcoreError]:

@@ -1,10 +1,15 @@
-"""Which member gets the next message: least outstanding calls first, ties in strict round-robin."""
+"""Which member gets the next message: least outstanding calls first, ties in strict round-robin.
+
+A member that fails again and again is put aside, for longer each time; one that is overloaded, for a moment.
+"""
 
 from __future__ import annotations
 
+import logging
 import random
 import threading
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from zmqcore.endpoint import Endpoint
@@ -12,6 +17,17 @@ from zmqcore.matchmaker import Member, Membership
 from zmqcore.rpc.forked import renew_in_child
 
 __all__ = ["Balancer", "Target", "nearest_endpoint"]
+
+_logger = logging.getLogger("zmqcore.client")
+
+#: After so many failures in a row a member is put aside.
+_FAILURES = 5
+#: For how long, in seconds: the first time, and at most; twice as long each time that it fails right afterwards.
+_ASIDE, _ASIDE_MAX = 1.0, 30.0
+#: For how long others are preferred to a member that was overloaded, in seconds.
+_OVERLOADED = 0.1
+#: What being overloaded, and being put aside, count for beside outstanding calls.
+_MUCH, _MORE = 1 << 40, 1 << 41
 
 
 def nearest_endpoint(member: Member, host: str) -> str:
@@ -28,17 +44,27 @@ def nearest_endpoint(member: Member, host: str) -> str:
 
 
 class Target:
-    """One member as a client sees it: where it is, and how many of the client's calls it has."""
+    """One member as a client sees it: where it is, how many of the client's calls it has, and whether it fails.
 
-    __slots__ = ("endpoint", "member", "outstanding")
+    ``failures``: how many in a row; those that led to its being put aside count as one less than needed, so that
+    one more is enough. ``burden``: what it counts for, until ``burdened_until``, besides its outstanding calls.
+    """
+
+    __slots__ = ("burden", "burdened_until", "endpoint", "failures", "member", "outstanding", "times_aside")
 
     def __init__(self, member: Member, endpoint: str) -> None:
         self.member = member
         self.endpoint = endpoint
         self.outstanding = 0
+        self.failures = self.times_aside = self.burden = 0
+        self.burdened_until = 0.0
+
+    def is_aside(self, now: float) -> bool:
+        """Whether it is put aside for its failures."""
+        return self.burden == _MORE and self.burdened_until > now
 
     def __repr__(self) -> str:
-        return f"<Target {self.endpoint} {self.outstanding} outstanding>"
+        return f"<Target {self.endpoint} {self.outstanding} outstanding, {self.failures} failures>"
 
 
 class Balancer:
@@ -48,8 +74,9 @@ class Balancer:
     constant.
     """
 
-    def __init__(self, host: str) -> None:
+    def __init__(self, host: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._host = host
+        self._clock = clock
         # Fresh clients do not all begin with the same member.
         self._next = random.randrange(1 << 16)
         self.renew()
@@ -61,6 +88,8 @@ class Balancer:
         self._targets: list[Target] = []
         self._membership: Membership | None = None
         self._outstanding = 0
+        #: When the last of the burdens ends; 0 if there is none.
+        self._burdened_until = 0.0
         #: The only target there is, and the membership that says so: most clients have one, and need no lock.
         self.only: tuple[Membership, Target] | tuple[None, None] = (None, None)
 
@@ -78,6 +107,7 @@ class Balancer:
             if self._membership is None or membership.epoch >= self._membership.epoch:
                 self._targets = targets
                 self._membership = membership
+                self._keep_half(targets)
                 self.only = (membership, targets[0]) if len(targets) == 1 else (None, None)
             return targets
 
@@ -89,7 +119,10 @@ class Balancer:
             if not n:
                 return None
             start = self._next
-            if n == 1 or (not avoid and self._outstanding == 0):
+            now = self._burdened_until and self._clock()
+            if now >= self._burdened_until:
+                now = self._burdened_until = 0.0
+            if n == 1 or (not avoid and self._outstanding == 0 and not now):
                 best = start % n
                 if targets[best] in avoid:
                     return None
@@ -98,8 +131,11 @@ class Balancer:
                 least = 1 << 62
                 for i in range(start, start + n):
                     target = targets[i % n]
-                    if target.outstanding < least and target not in avoid:
-                        best, least = i % n, target.outstanding
+                    load = target.outstanding
+                    if now and target.burdened_until > now:
+                        load += target.burden
+                    if load < least and target not in avoid:
+                        best, least = i % n, load
                         if not least:
                             break
                 if best < 0:
@@ -115,3 +151,49 @@ class Balancer:
         with self._lock:
             target.outstanding -= 1
             self._outstanding -= 1
+
+    def answered(self, target: Target) -> None:
+        """``target`` is well."""
+        with self._lock:
+            target.failures = target.times_aside = 0
+            target.burdened_until = 0.0
+
+    def failed(self, target: Target) -> None:
+        """A call of ``target`` has failed in a way that may be the member's fault. Too often in a row: put it aside.
+
+        Never more than half of the members are.
+        """
+        with self._lock:
+            now = self._clock()
+            target.failures += 1
+            aside = sum(each.is_aside(now) for each in self._targets)
+            if target.failures < _FAILURES or target.is_aside(now) or 2 * (aside + 1) > len(self._targets):
+                return
+            duration = min(_ASIDE * 2.0**target.times_aside, _ASIDE_MAX)
+            failures, target.failures = target.failures, _FAILURES - 1
+            target.times_aside = min(target.times_aside + 1, 10)
+            self._burden(target, _MORE, now + duration)
+        _logger.warning(
+            "%s has failed %d times in a row; others are preferred for %g s",
+            target.endpoint,
+            failures,
+            duration,
+        )
+
+    def overloaded(self, target: Target) -> None:
+        """``target`` has rejected a call: prefer others for a moment."""
+        with self._lock:
+            now = self._clock()
+            if not target.is_aside(now):
+                self._burden(target, _MUCH, now + _OVERLOADED)
+
+    def _burden(self, target: Target, burden: int, until: float) -> None:
+        target.burden, target.burdened_until = burden, until
+        self._burdened_until = max(self._burdened_until, until)
+
+    def _keep_half(self, targets: list[Target]) -> None:
+        """Members have gone: if more than half of the others are put aside now, take them all back."""
+        now = self._burdened_until and self._clock()
+        if now and 2 * sum(target.is_aside(now) for target in targets) > len(targets):
+            for target in targets:
+                target.burdened_until = 0.0

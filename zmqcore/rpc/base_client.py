@@ -7,12 +7,15 @@ from typing import Any, Literal, Self
 
 from zmqcore.matchmaker import Member
 from zmqcore.node import Node, default_node
+from zmqcore.rpc.balancing import Target
+from zmqcore.rpc.retry import Retry, Search
 from zmqcore.rpc.route import Routes
 from zmqcore.topic import Topic
 
 __all__ = ["BaseClient"]
 
 _UNSET: Any = object()
+_DEFAULT_RETRY = Retry()
 
 
 class BaseClient:
@@ -27,17 +30,24 @@ class BaseClient:
         delivery: Literal["sent"] = "sent",
         connect: str | Sequence[str] | None = None,
         discovery_timeout: float = 1.0,
+        retry: Retry | None = _DEFAULT_RETRY,
+        idempotent: bool = False,
+        hedge_after: float | None = None,
     ) -> None:
         self._node = node if node is not None else default_node()
         self.topic = Topic.of(topic)
         self.timeout = timeout
         self.delivery = delivery
         self.discovery_timeout = discovery_timeout
+        self.retry = retry
+        self.idempotent = idempotent
+        self.hedge_after = hedge_after
         self._check_options()
         if isinstance(connect, str):
             connect = (connect,)
         self._connect = None if connect is None else tuple(connect)
         self._routes = Routes(self._node, self._connect)
+        self._budget = self._routes.budget
         self._route = self._routes.get(self.topic)
         self._wire = self.topic.wire
         self._pool = self._node.pool
@@ -53,6 +63,11 @@ class BaseClient:
             raise ValueError(f"timeout is {self.timeout!r} s; it must be above 0, or None for no limit")
         if self.delivery != "sent":
             raise ValueError(f"delivery is {self.delivery!r}; 'sent' is what there is")
+        if self.hedge_after is not None:
+            if not self.hedge_after > 0:
+                raise ValueError(f"hedge_after is {self.hedge_after!r} s; it must be above 0, or None")
+            if not self.idempotent:
+                raise ValueError("hedge_after needs idempotent=True: a hedged call may be executed twice")
 
     def prepare(
         self,
@@ -61,6 +76,9 @@ class BaseClient:
         timeout: float | None = _UNSET,
         delivery: Literal["sent"] = _UNSET,
         discovery_timeout: float = _UNSET,
+        retry: Retry | None = _UNSET,
+        idempotent: bool = _UNSET,
+        hedge_after: float | None = _UNSET,
     ) -> Self:
         """Return a client like this one but for what is given: e.g. only the server of that name.
 
@@ -69,7 +87,14 @@ class BaseClient:
         """
         client = type(self).__new__(type(self))
         client.__dict__.update(self.__dict__)
-        given = {"timeout": timeout, "delivery": delivery, "discovery_timeout": discovery_timeout}
+        given = {
+            "timeout": timeout,
+            "delivery": delivery,
+            "discovery_timeout": discovery_timeout,
+            "retry": retry,
+            "idempotent": idempotent,
+            "hedge_after": hedge_after,
+        }
         client.__dict__.update((name, value) for name, value in given.items() if value is not _UNSET)
         client._check_options()
         if server is not _UNSET:
@@ -77,6 +102,28 @@ class BaseClient:
             client._wire = client.topic.wire
             client._route = self._routes.get(client.topic)
         return client
+
+    def _search(self, deadline: float | None) -> Search:
+        return Search(
+            deadline,
+            patience=self._node.connect_timeout,
+            retry=self.retry,
+            budget=self._budget,
+            idempotent=self.idempotent,
+        )
+
+    def _earn(self) -> None:
+        """A call is made. Needed only if the budget is short."""
+        if self.retry is not None:
+            self._budget.earn(self.retry.budget)
+
+    def _other(self, target: Target) -> Target | None:
+        """Return another member than ``target`` to hedge a call, if there is one and the budget allows it."""
+        other = self._route.other(target)
+        if other is not None and not self._budget.spend():
+            self._route.done(other)
+            return None
+        return other
 
     def members(self) -> tuple[Member, ...]:
         """Return the members that the topic has now, as far as is known; possibly none."""

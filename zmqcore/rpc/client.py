@@ -16,8 +16,10 @@ from zmqcore.rpc import faults
 from zmqcore.rpc.balancing import Target
 from zmqcore.rpc.base_client import BaseClient
 from zmqcore.rpc.future import CallFuture
+from zmqcore.rpc.hedging import first_answer
 from zmqcore.rpc.results import Fanout, Gathered
-from zmqcore.rpc.route import Message, check_time
+from zmqcore.rpc.retry import Refused, Search
+from zmqcore.rpc.route import Message
 
 __all__ = ["Client"]
 
@@ -55,24 +57,29 @@ class Client(BaseClient):
         body = self._codec.encode((args, kwargs), buffers)
         started = time.monotonic()
         request = (self._wire, method, body, buffers or None, b"", self._codec_id)
+        if self._budget.short:
+            self._earn()
         target = self._route.only()
-        if target is not None and _inherited() is None:
+        refusal = None
+        if target is not None and self.hedge_after is None and _inherited() is None:
             # Most calls go this way: nothing to choose, no lock to take.
             try:
                 return self._call(target, *request, self.timeout)
-            except errors.Unreachable:
-                pass
-            except errors.PeerLost as exc:
-                if exc.executed_possible:
-                    raise
-        result, target = self._place(self._call, request, deadlines.tighten(self.timeout, started))
+            except Refused as exc:
+                refusal = exc
+        search = self._search(deadlines.tighten(self.timeout, started))
+        if self.hedge_after is not None:
+            return self._call_hedged(request, search, self.hedge_after)
+        if target is not None and refusal is not None:
+            search.failed(target, refusal)
+        result, target = self._place(self._call, request, search)
         self._route.done(target)
         return result
 
     def _place(
-        self, operate: Callable[..., T], arguments: tuple[Any, ...], deadline: float | None
+        self, operate: Callable[..., T], arguments: tuple[Any, ...], search: Search
     ) -> tuple[T, Target]:
-        return self._route.place(operate, arguments, self.discovery_timeout, deadline)
+        return self._route.place(operate, arguments, search, self.discovery_timeout)
 
     def _call(self, target: Target, *request: Any) -> Any:
         endpoint = target.endpoint
@@ -99,7 +106,7 @@ class Client(BaseClient):
         ):
             return  # most casts go this way: nothing to choose, nothing to wait for
         request = ("cast", self._wire, method, body, buffers or None, b"", self._codec_id)
-        _, target = self._place(self._send, request, deadlines.tighten(self.timeout))
+        _, target = self._place(self._send, request, self._search(deadlines.tighten(self.timeout)))
         self._route.done(target)
 
     def fanout(self, method: str, /, *args: Any, **kwargs: Any) -> Fanout:
@@ -170,7 +177,7 @@ class Client(BaseClient):
 
         def attempt(target: Target) -> T | errors.ZmqcoreError:
             try:
-                return operate(target.endpoint, *arguments, check_time(deadline))
+                return operate(target.endpoint, *arguments, deadlines.check_time(deadline))
             except (errors.PayloadTooLarge, errors.BadArguments, errors.Closed):
                 raise  # the same for everybody
             except errors.ZmqcoreError as exc:
@@ -210,12 +217,44 @@ class Client(BaseClient):
                 return future
             except (errors.Unreachable, errors.PeerLost):
                 pass  # certainly not executed: it has not left
-        self._place(self._submit, (future, request), deadlines.tighten(self.timeout, started))
+        self._place(self._submit, (future, request), self._search(deadlines.tighten(self.timeout, started)))
         return future
 
     def _submit(self, target: Target, future: CallFuture, request: Message, timeout: float | None) -> None:
         settle = future.counted(target).settle
         pending = self._pool.submit(target.endpoint, *request, settle, timeout, hurry=False)
+        future.sent(pending, target.endpoint)
+
+    def _call_hedged(self, request: Message, search: Search, hedge_after: float) -> Any:
+        """call(), but another member is asked too if the first one has no answer after ``hedge_after`` seconds."""
+        first = CallFuture(self._route, self._codec)
+        _, target = self._place(self._submit, (first, request), search)
+
+        def hedge() -> CallFuture | None:
+            other = self._other(target)
+            if other is None:
+                return None
+            second = CallFuture(self._route, self._codec)
+            try:
+                self._submit_now(other, second, request, deadlines.check_time(search.deadline))
+            except errors.ZmqcoreError as exc:
+                self._route.failed(other, exc)
+                return None
+            return second
+
+        return first_answer(first, hedge_after, hedge)
+
+    def _submit_now(
+        self, target: Target, future: CallFuture, request: Message, timeout: float | None
+    ) -> None:
+        """_submit(), but neither wait for a connection nor for room: the first member may answer meanwhile."""
+        channel = self._pool.acquire_open(target.endpoint)
+        if channel is None:
+            raise errors.Unreachable(f"{target.endpoint}: there is no open connection")
+        try:
+            pending = channel.submit_nowait(*request, timeout, future.counted(target).settle)
+        finally:
+            self._pool.release(channel)
         future.sent(pending, target.endpoint)
 
     # -- the client itself -----------------------------------------------------------------------------------

@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from contextvars import ContextVar
 
-__all__ = ["current", "remaining", "tighten"]
+from zmqcore import errors
+
+__all__ = ["check_time", "current", "remaining", "tighten", "time_left"]
 
 #: A time of ``time.monotonic()``, or None outside a handler and in one whose caller set no deadline.
 current: ContextVar[float | None] = ContextVar("zmqcore_deadline", default=None)
@@ -27,3 +29,19 @@ def tighten(timeout: float | None, started: float | None = None) -> float | None
         return inherited
     own = (time.monotonic() if started is None else started) + timeout
     return own if inherited is None or own < inherited else inherited
+
+
+def time_left(deadline: float | None) -> float | None:
+    """Return the seconds until ``deadline``, a time of ``time.monotonic()``; 0 if it has passed."""
+    if deadline is None:
+        return None
+    left = deadline - time.monotonic()
+    return left if left > 0 else 0.0
+
+
+def check_time(deadline: float | None) -> float | None:
+    """Return the seconds until ``deadline``, or raise DeadlineExceeded if there are none."""
+    left = time_left(deadline)
+    if left == 0.0:
+        raise errors.DeadlineExceeded("the deadline had passed before anything was sent")
+    return left

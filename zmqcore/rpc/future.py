@@ -73,7 +73,7 @@ class CallFuture(concurrent.futures.Future[Any]):
         """The channel's callback: the call has ended."""
         target = self.__dict__.pop("_target", None)
         if target is not None:
-            self._route.done(target)
+            self._route.ended(target, pending)
         self._state = CANCELLED_AND_NOTIFIED if pending.cancelled else FINISHED
         if self._watched:
             # The user's callbacks run on whichever thread drives the channel: what that thread is about (the deadline

@@ -16,7 +16,8 @@ from zmqcore import errors
 from zmqcore._channel import Channel, Pending
 from zmqcore._frame import Envelope
 from zmqcore.node import Node
-from zmqcore.rpc.route import Message, check_time, time_left
+from zmqcore.rpc.deadline import check_time, time_left
+from zmqcore.rpc.route import Message
 
 __all__ = ["LoopChannels", "channels_of_running_loop", "in_thread", "on_loop"]
 

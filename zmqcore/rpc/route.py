@@ -4,88 +4,27 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from zmqcore import errors
+from zmqcore._channel import Pending
 from zmqcore.endpoint import Endpoint
 from zmqcore.matchmaker import Member, Membership, Watch
 from zmqcore.node import Node
 from zmqcore.rpc.balancing import Balancer, Target
+from zmqcore.rpc.deadline import check_time
 from zmqcore.rpc.forked import renew_in_child
+from zmqcore.rpc.retry import Refused, RetryBudget, Search
 from zmqcore.topic import Topic
 
-__all__ = ["Message", "Retry", "Route", "check_time", "time_left"]
-
-#: Between two rounds over members that all refuse a connection: first and longest pause, in seconds.
-_PAUSE, _PAUSE_MAX = 0.02, 0.5
+__all__ = ["Message", "Route", "Routes"]
 
 T = TypeVar("T")
 
 #: What a channel sends: topic, method, body, out-of-band buffers, metadata, codec.
 Message = tuple[bytes, str, Any, list[Any] | None, bytes, int]
-
-
-def time_left(deadline: float | None) -> float | None:
-    """Return the seconds until ``deadline``, a time of ``time.monotonic()``; 0 if it has passed."""
-    if deadline is None:
-        return None
-    left = deadline - time.monotonic()
-    return left if left > 0 else 0.0
-
-
-def check_time(deadline: float | None) -> float | None:
-    """Return the seconds until ``deadline``, or raise DeadlineExceeded if there are none."""
-    left = time_left(deadline)
-    if left == 0.0:
-        raise errors.DeadlineExceeded("the deadline had passed before anything was sent")
-    return left
-
-
-class Retry:
-    """What one operation has tried: members that certainly have not executed it, in rounds with growing pauses.
-
-    It gives up ``patience`` seconds after the first full round, or when the deadline is nearer than the next one.
-    """
-
-    def __init__(self, patience: float, deadline: float | None) -> None:
-        self.tried: list[Target] = []
-        self.failure: errors.ZmqcoreError | None = None
-        self._patience = patience
-        self._deadline = deadline
-        self._overloaded: errors.Overloaded | None = None
-        self._until = 0.0
-        self._pause = _PAUSE
-
-    def failed(self, target: Target, exc: errors.Unreachable | errors.PeerLost | errors.Overloaded) -> None:
-        """``target`` has not taken the request; if it may have executed it all the same, raise."""
-        if isinstance(exc, errors.PeerLost) and exc.executed_possible:
-            raise exc
-        if isinstance(exc, errors.Overloaded):
-            if time_left(self._deadline) == 0.0:
-                raise exc
-            self._overloaded = exc
-        self.failure = exc
-        self.tried.append(target)
-
-    def next_round(self) -> float:
-        """Everybody has refused: return how long to pause, in seconds, before all are tried again, or raise.
-
-        A server that is being restarted is back in a moment. One that is overloaded is not helped by more of the same.
-        """
-        if self._overloaded is not None:
-            raise self._overloaded
-        assert self.failure is not None
-        now = time.monotonic()
-        if not self._until:
-            self._until = now + self._patience
-            if self._deadline is not None:
-                self._until = min(self._until, self._deadline)
-        pause, self._pause = self._pause, min(2 * self._pause, _PAUSE_MAX)
-        if now + pause > self._until:
-            raise self.failure
-        self.tried.clear()
-        return pause
 
 
 class Route:
@@ -158,38 +97,40 @@ class Route:
         membership, target = self._balancer.only
         return target if membership is (self._fixed if watch is None else watch.current) else None
 
-    def choose(self, membership: Membership, retry: Retry) -> Target | None:
+    def choose(self, membership: Membership, search: Search) -> Target | None:
         """Return the member whose turn it is, counted as having one more call; None if all have been tried."""
-        return self._balancer.choose(membership, retry.tried) if membership.members else None
+        return self._balancer.choose(membership, search.tried) if membership.members else None
 
     def place(
-        self, operate: Callable[..., T], arguments: tuple[Any, ...], patience: float, deadline: float | None
+        self, operate: Callable[..., T], arguments: tuple[Any, ...], search: Search, discovery_timeout: float
     ) -> tuple[T, Target]:
         """Do ``operate(target, *arguments, timeout)`` for the member whose turn it is; return result and target.
 
-        ``patience``: how long to wait for a first member, in seconds.
-        While it is certain that nothing was executed, another member is tried, or the same one again a little later.
-        The target counts one more outstanding call, until done().
+        ``discovery_timeout``: how long to wait for a first member, in seconds. While ``search`` allows it another
+        member is tried, or the same one again a little later. The target counts one more outstanding call, until
+        done().
         """
-        retry = Retry(self._node.connect_timeout, deadline)
+        deadline = search.deadline
         while True:
             membership = self.known()
-            target = self.choose(membership, retry)
+            target = self.choose(membership, search)
             if target is not None:
                 try:
                     if len(membership.members) > 1:
                         self._connect(target, deadline)
-                    return operate(target, *arguments, check_time(deadline)), target
-                except (errors.Unreachable, errors.PeerLost, errors.Overloaded) as exc:
-                    self.done(target)
-                    retry.failed(target, exc)
-                except BaseException:
-                    self.done(target)
-                    raise
-            elif retry.failure is None:
-                self.members(patience, deadline)
+                    result = operate(target, *arguments, check_time(deadline))
+                except BaseException as exc:
+                    self.failed(target, exc)
+                    if not isinstance(exc, Refused):
+                        raise
+                    search.failed(target, exc)
+                else:
+                    self.answered(target)
+                    return result, target
+            elif search.failure is None:
+                self.members(discovery_timeout, deadline)
             else:
-                time.sleep(retry.next_round())
+                time.sleep(search.next_round())
 
     def _connect(self, target: Target, deadline: float | None) -> None:
         """Where there are others to try: spend no more than half of the time that is left on connecting."""
@@ -203,6 +144,44 @@ class Route:
     def done(self, target: Target) -> None:
         """What place() counted has ended."""
         self._balancer.done(target)
+
+    def failed(self, target: Target, exc: BaseException) -> None:
+        """What choose() counted has ended, by ``exc``, which may say something about the member."""
+        if isinstance(exc, errors.Overloaded):
+            self._balancer.overloaded(target)
+        elif isinstance(exc, (errors.Unreachable, errors.PeerLost, errors.DeadlineExceeded)):
+            self._balancer.failed(target)
+        elif isinstance(exc, errors.RemoteError):
+            self.answered(target)
+        self._balancer.done(target)
+
+    def ended(self, target: Target, pending: Pending) -> None:
+        """The submitted call that choose() counted has ended."""
+        if pending.answered:
+            self.answered(target)
+        elif not pending.cancelled:
+            self._balancer.failed(target)
+        self._balancer.done(target)
+
+    def other(self, target: Target) -> Target | None:
+        """Return another member than ``target``, counted as having one more call; None if there is none."""
+        return self._balancer.choose(self.known(), (target,))
+
+    @contextmanager
+    def counted(self, target: Target) -> Iterator[None]:
+        """A call that choose() has counted; how it ends says something about ``target``."""
+        try:
+            yield
+        except BaseException as exc:
+            self.failed(target, exc)
+            raise
+        self.answered(target)
+        self.done(target)
+
+    def answered(self, target: Target) -> None:
+        """``target`` is well. What choose() counted goes on."""
+        if target.failures:
+            self._balancer.answered(target)
 
     def close(self) -> None:
         """Stop watching the topic's membership. Twice is fine."""
@@ -231,12 +210,13 @@ def _fixed_membership(topic: Topic, connect: Sequence[str]) -> Membership:
 
 
 class Routes:
-    """The routes of a family of clients, one for each topic: what they know and count is shared."""
+    """What a client and its variations share: a route for each topic, and what retries they can afford."""
 
     def __init__(self, node: Node, connect: Sequence[str] | None) -> None:
         self._node = node
         self._connect = connect
         self._routes: dict[Topic, Route] = {}
+        self.budget = RetryBudget()
         self.closed = False
 
     def get(self, topic: Topic) -> Route:

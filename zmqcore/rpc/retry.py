@@ -1,0 +1,144 @@
+"""What is tried again: how often, after which pause, and for how much of the traffic."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from dataclasses import dataclass
+
+from zmqcore import errors
+from zmqcore.rpc.balancing import Target
+from zmqcore.rpc.deadline import time_left
+
+__all__ = ["Refused", "Retry", "RetryBudget", "Search"]
+
+#: What place() goes on after, unless the policy says no: the member has not taken the request, or may not have.
+Refused = (errors.Unreachable, errors.PeerLost, errors.Overloaded)
+
+#: Between two rounds over members that cannot be reached: first and longest pause, in seconds.
+_PAUSE, _PAUSE_MAX = 0.02, 0.5
+#: How many retries a family of clients has in hand at most, so that those with little traffic can retry at all.
+_RESERVE = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """How a call is tried again after it has been sent, and certainly not executed or declared idempotent.
+
+    ``attempts``: how often it is sent in all. ``backoff`` and ``backoff_max``, in seconds: before the n-th retry a
+    random time between 0 and ``backoff * 2**(n - 1)`` passes ("full jitter"), at most ``backoff_max``; none if there
+    is a member that has not been tried yet. ``budget``: how many retries and hedges there may be per call, on average
+    over all calls of a client and its variations; besides, they have 10 in hand. 0.1 are 10 % more traffic.
+    """
+
+    attempts: int = 3
+    backoff: float = 0.05
+    backoff_max: float = 2.0
+    budget: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.attempts < 1:
+            raise ValueError(f"attempts is {self.attempts!r}; it must be 1 at least, which is no retry")
+        if not 0 < self.backoff <= self.backoff_max:
+            raise ValueError(
+                f"backoff is {self.backoff!r} s and backoff_max {self.backoff_max!r} s; 0 < backoff <= backoff_max"
+            )
+        if not 0 <= self.budget <= 1:
+            raise ValueError(f"budget is {self.budget!r}; it must be between 0 and 1")
+
+    def pause(self, retry: int) -> float:
+        """Return how long to wait before the ``retry``-th retry, counted from 1, in seconds: a random time."""
+        return random.uniform(0.0, min(self.backoff_max, self.backoff * 2.0 ** min(retry - 1, 60)))
+
+
+class RetryBudget:
+    """What retries a family of clients can afford: each call earns a share of one. Thread-safe.
+
+    ``short``: whether anything is missing from the reserve. If not, which is nearly always, calls need not earn.
+    """
+
+    def __init__(self) -> None:
+        self.short = False
+        self._balance = _RESERVE
+        self._lock = threading.Lock()
+
+    def earn(self, share: float) -> None:
+        """A call is made."""
+        with self._lock:
+            self._balance = min(_RESERVE, self._balance + share)
+            self.short = self._balance < _RESERVE
+
+    def spend(self) -> bool:
+        """Return whether there is a retry left, and take it."""
+        with self._lock:
+            # A hundredth too little is what adding tenths does.
+            if self._balance < 0.99:
+                return False
+            self._balance -= 1.0
+            self.short = True
+            return True
+
+
+class Search:
+    """What one operation has tried, in rounds over the members with pauses between them.
+
+    A member that cannot be reached, or takes nothing new, costs nothing: the next one is tried, until ``patience``
+    seconds after the first full round. A request that was sent and rejected, or lost, is sent again if ``retry`` and
+    ``budget`` allow it; a lost one only if it is ``idempotent``. Nothing goes on beyond the deadline.
+    """
+
+    def __init__(
+        self,
+        deadline: float | None,
+        *,
+        patience: float,
+        retry: Retry | None,
+        budget: RetryBudget,
+        idempotent: bool,
+    ) -> None:
+        self.deadline = deadline
+        self.tried: list[Target] = []
+        self.failure: errors.ZmqcoreError | None = None
+        self._patience = patience
+        self._retry = retry
+        self._budget = budget
+        self._idempotent = idempotent
+        self._retries = 0
+        self._until = 0.0
+        self._pause = _PAUSE
+        self._was_sent = False
+
+    def failed(self, target: Target, exc: errors.Unreachable | errors.PeerLost | errors.Overloaded) -> None:
+        """``target`` has not answered the request: raise ``exc`` unless another one may be tried."""
+        lost = isinstance(exc, errors.PeerLost) and exc.executed_possible
+        self._was_sent = lost or isinstance(exc, errors.Overloaded)
+        if (lost and not self._idempotent) or (self._was_sent and not self._may_send_again()):
+            raise exc
+        self.failure = exc
+        self.tried.append(target)
+
+    def _may_send_again(self) -> bool:
+        self._retries += 1
+        return (
+            self._retry is not None
+            and self._retries < self._retry.attempts
+            and time_left(self.deadline) != 0.0
+            and self._budget.spend()
+        )
+
+    def next_round(self) -> float:
+        """All have been tried: return how long to pause, in seconds, before that begins again, or raise."""
+        assert self.failure is not None
+        now = time.monotonic()
+        if self._was_sent and self._retry is not None:
+            pause, until = self._retry.pause(self._retries), self.deadline
+        else:
+            # A server that is being restarted is back in a moment.
+            self._until = self._until or now + self._patience
+            until = self._until if self.deadline is None else min(self._until, self.deadline)
+            pause, self._pause = self._pause, min(2 * self._pause, _PAUSE_MAX)
+        if until is not None and now + pause > until:
+            raise self.failure
+        self.tried.clear()
+        return pause
