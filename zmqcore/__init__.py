@@ -12,6 +12,7 @@ from zmqcore.rpc.async_client import AsyncClient
 from zmqcore.rpc.async_server import AsyncServer
 from zmqcore.rpc.client import Client
 from zmqcore.rpc.deadline import remaining as time_left
+from zmqcore.rpc.metadata import metadata
 from zmqcore.rpc.processes import ServerProcesses
 from zmqcore.rpc.results import Fanout, Gathered
 from zmqcore.rpc.retry import Retry
@@ -32,6 +33,7 @@ __all__ = [  # noqa: PLE0604  (strings, all of them)
     "Topic",
     "__version__",
     "default_node",
+    "metadata",
     "time_left",
     *errors.__all__,
 ]

@@ -148,7 +148,7 @@ class AsyncClient(BaseClient):
         deadline = deadlines.tighten(self.timeout)
         buffers: list[Any] = []
         body = self._codec.encode((args, kwargs), buffers)
-        return deadline, (self._wire, method, body, buffers or None, b"", self._codec_id)
+        return deadline, (self._wire, method, body, buffers or None, self._metadata, self._codec_id)
 
     def _channels(self) -> LoopChannels:
         return channels_of_running_loop(self._node)

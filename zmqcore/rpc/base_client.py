@@ -8,6 +8,7 @@ from typing import Any, Literal, Self
 from zmqcore.matchmaker import Member
 from zmqcore.node import Node, default_node
 from zmqcore.rpc.balancing import Target
+from zmqcore.rpc.metadata import Metadata, encode
 from zmqcore.rpc.retry import Retry, Search
 from zmqcore.rpc.route import Routes
 from zmqcore.topic import Topic
@@ -33,6 +34,7 @@ class BaseClient:
         retry: Retry | None = _DEFAULT_RETRY,
         idempotent: bool = False,
         hedge_after: float | None = None,
+        metadata: Metadata | None = None,
     ) -> None:
         self._node = node if node is not None else default_node()
         self.topic = Topic.of(topic)
@@ -42,6 +44,7 @@ class BaseClient:
         self.retry = retry
         self.idempotent = idempotent
         self.hedge_after = hedge_after
+        self.metadata = metadata
         self._check_options()
         if isinstance(connect, str):
             connect = (connect,)
@@ -53,6 +56,7 @@ class BaseClient:
         self._pool = self._node.pool
         self._codec = self._node.codec
         self._codec_id = self._codec.id
+        self._metadata = encode(metadata, self._codec)
         # Bound once: casts are the most frequent thing there is.
         self._encode = self._codec.encode
         self._send_now = self._pool.send_now
@@ -79,6 +83,7 @@ class BaseClient:
         retry: Retry | None = _UNSET,
         idempotent: bool = _UNSET,
         hedge_after: float | None = _UNSET,
+        metadata: Metadata | None = _UNSET,
     ) -> Self:
         """Return a client like this one but for what is given: e.g. only the server of that name.
 
@@ -94,9 +99,12 @@ class BaseClient:
             "retry": retry,
             "idempotent": idempotent,
             "hedge_after": hedge_after,
+            "metadata": metadata,
         }
         client.__dict__.update((name, value) for name, value in given.items() if value is not _UNSET)
         client._check_options()
+        if metadata is not _UNSET:
+            client._metadata = encode(metadata, self._codec)
         if server is not _UNSET:
             client.topic = Topic(self.topic.name, server, self.topic.exchange)
             client._wire = client.topic.wire

@@ -36,7 +36,8 @@ class Client(BaseClient):
     ``timeout``: how long, in seconds, an operation may take in all; None for ever. ``connect``: endpoints of servers,
     one or several, instead of asking the node's matchmaker. ``discovery_timeout``: how long to wait for a first
     member to appear before NoSuchTopic. ``delivery="sent"``: a cast is at most once, handed to a live connection or
-    an error says why not.
+    an error says why not. ``metadata``: what accompanies every message of this client, a mapping with text as keys; a
+    handler reads it by ``zmqcore.metadata()``.
 
     Thread-safe, and cheap: sockets belong to the node's pool. Works in a forked child too. A large buffer among the
     arguments is not copied: do not change it before a call has returned, or a cast's message has left.
@@ -56,7 +57,7 @@ class Client(BaseClient):
         buffers: list[Any] = []
         body = self._codec.encode((args, kwargs), buffers)
         started = time.monotonic()
-        request = (self._wire, method, body, buffers or None, b"", self._codec_id)
+        request = (self._wire, method, body, buffers or None, self._metadata, self._codec_id)
         if self._budget.short:
             self._earn()
         target = self._route.only()
@@ -101,11 +102,18 @@ class Client(BaseClient):
             target is not None
             and _inherited() is None
             and self._send_now(
-                target.endpoint, "cast", self._wire, method, body, buffers or None, b"", self._codec_id
+                target.endpoint,
+                "cast",
+                self._wire,
+                method,
+                body,
+                buffers or None,
+                self._metadata,
+                self._codec_id,
             )
         ):
             return  # most casts go this way: nothing to choose, nothing to wait for
-        request = ("cast", self._wire, method, body, buffers or None, b"", self._codec_id)
+        request = ("cast", self._wire, method, body, buffers or None, self._metadata, self._codec_id)
         _, target = self._place(self._send, request, self._search(deadlines.tighten(self.timeout)))
         self._route.done(target)
 
@@ -117,7 +125,7 @@ class Client(BaseClient):
         deadline = deadlines.tighten(self.timeout)
         buffers: list[Any] = []
         body = self._codec.encode((args, kwargs), buffers)
-        request = ("fanout", self._wire, method, body, buffers or None, b"", self._codec_id)
+        request = ("fanout", self._wire, method, body, buffers or None, self._metadata, self._codec_id)
         membership = self._route.members(self.discovery_timeout, deadline)
         sent: list[Member] = []
         failed: dict[Member, Exception] = {}
@@ -137,7 +145,7 @@ class Client(BaseClient):
         deadline = deadlines.tighten(self.timeout)
         buffers: list[Any] = []
         body = self._codec.encode((args, kwargs), buffers)
-        request = (self._wire, method, body, buffers or None, b"", self._codec_id, None)
+        request = (self._wire, method, body, buffers or None, self._metadata, self._codec_id, None)
         membership = self._route.members(self.discovery_timeout, deadline)
         gathered = Gathered(membership.epoch)
         started: list[tuple[Target, Pending]] = []
@@ -209,7 +217,7 @@ class Client(BaseClient):
         body = self._codec.encode((args, kwargs), buffers)
         started = time.monotonic()
         future = CallFuture(self._route, self._codec)
-        request = (self._wire, method, body, buffers or None, b"", self._codec_id)
+        request = (self._wire, method, body, buffers or None, self._metadata, self._codec_id)
         target = self._route.only()
         if target is not None and _inherited() is None:
             try:

@@ -15,6 +15,8 @@ from zmqcore import errors
 from zmqcore._port import Request
 from zmqcore.codec import Codec
 from zmqcore.rpc import deadline, faults
+from zmqcore.rpc.metadata import current as current_metadata
+from zmqcore.rpc.metadata import decode as decode_metadata
 from zmqcore.topic import Topic
 
 __all__ = ["Dispatcher", "public_methods", "signature_text"]
@@ -99,9 +101,10 @@ class Dispatcher:
     def open(self, request: Request) -> Work | None:
         """Return the method that ``request`` asks for and its arguments.
 
-        None if it was refused, and answered, or if its caller has cancelled it.
+        None if it was refused, and answered, or if its caller has cancelled it. What accompanies it is put into the
+        current context, which is to be the request's own.
         """
-        name, topic, codec, envelope, buffers, remaining, wants_reply = request.fields()
+        name, topic, codec, envelope, buffers, remaining, wants_reply, metadata = request.fields()
         method = self._methods.get(name)
         if method is None or topic not in self._topics or codec != self._codec_id:
             self._refuse_unknown(request)
@@ -116,6 +119,8 @@ class Dispatcher:
             args, kwargs = self._decode(envelope, buffers)
             if type(args) is not list or type(kwargs) is not dict:
                 raise ValueError
+            if metadata:
+                current_metadata.set(decode_metadata(metadata, self._codec))
         except errors.PayloadTooLarge as exc:
             self._refuse(request, "too_large", str(exc))
             return None

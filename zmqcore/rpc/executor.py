@@ -8,10 +8,14 @@ a whole round trip. Instead the thread that has received a request runs it:
   runs the first request itself. Before a handler that usually takes long it wakes another thread to receive meanwhile;
   before a short one it wakes nobody and receives again right after. While requests are coming, one more thread stands
   by and looks every millisecond whether a handler takes longer than it used to; then it takes over.
+
+Each request is run in a context of its own. To make one for each would cost more than all else here, so a context is
+used as long as handlers leave it empty, which is seen at once.
 """
 
 from __future__ import annotations
 
+import contextvars
 import logging
 import threading
 import time
@@ -122,6 +126,8 @@ class Inline(_Executor):
 
     def __init__(self, port: Port, dispatcher: Dispatcher, name: str) -> None:
         super().__init__(port, dispatcher)
+        self._incoming = self._batches()
+        self._batch: Iterator[Request] = iter(())
         self._threads = [threading.Thread(target=self._loop, name=f"zmqcore-server-{name}", daemon=True)]
 
     @property
@@ -130,15 +136,28 @@ class Inline(_Executor):
         return 0
 
     def _loop(self) -> None:
+        going_on = True
+        while going_on:
+            context = contextvars.Context()
+            going_on = context.run(self._run, context)
+
+    def _run(self, context: contextvars.Context) -> bool:
+        """Run what comes until the server stops, or a handler has left something in ``context``: then return True."""
         run, give_up = self._dispatcher.run, self._dispatcher.give_up
-        for batch in self._batches():
-            for request in batch:
+        while True:
+            for request in self._batch:
                 if self._discard:
-                    return
+                    return False
                 try:
                     run(request)
                 except Exception as exc:  # noqa: BLE001 - give_up() logs it
                     give_up(request, exc)
+                if context:
+                    return True
+            batch = next(self._incoming, None)
+            if batch is None:
+                return False
+            self._batch = iter(batch)
 
 
 class Threads(_Executor):
@@ -180,13 +199,18 @@ class Threads(_Executor):
         return len(self._backlog)
 
     def _loop(self) -> None:
+        request = self._take()
+        while request is not None:
+            context = contextvars.Context()
+            request = context.run(self._run, request, context)
+
+    def _run(self, request: Request | None, context: contextvars.Context) -> Request | None:
+        """Run ``request`` and what comes after it until a handler has left something in ``context``.
+
+        Return what is next; None at the end.
+        """
         durations, execute, clock = self._durations, self._execute, time.perf_counter
-        request: Request | None = None
-        while True:
-            if request is None:
-                request = self._take()
-                if request is None:
-                    return
+        while request is not None and not context:
             method = request.method
             usual = durations.get(method, 1.0)
             if usual > _SLOW:
@@ -196,7 +220,8 @@ class Threads(_Executor):
             seconds = clock() - started
             if usual > _SLOW or seconds > _SLOW:
                 self._note_duration(method, seconds)
-            request = self._next()
+            request = self._next() or self._take()
+        return request
 
     def _note_duration(self, method: str, seconds: float) -> None:
         """Remember how long the method usually takes; what has always been short needs no note."""
