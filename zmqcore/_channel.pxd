@@ -5,7 +5,7 @@ from libc.stdint cimport int64_t, uint8_t, uint64_t
 
 from zmqcore._frame cimport Envelope, Header, Parcel
 from zmqcore._libzmq cimport zc_msg_t
-from zmqcore._socket cimport SharedSocket, Waiter
+from zmqcore._socket cimport SharedSocket, Waiter, Wakes
 
 cdef enum State:
     STATE_CONNECTING = 0
@@ -103,6 +103,7 @@ cdef class Channel:
     cdef dict pending           # id -> Pending
     cdef Pending leader         # whose thread polls the socket
     cdef bint watched           # the leader is in poll(2): senders must keep the edge-trigger rule
+    cdef Wakes owed             # whose requests have ended: woken when the lock is released, best without the GIL
     cdef dict followers         # Pending -> None, in order of arrival: whose threads are parked
     cdef list finished          # Pendings with a callback that has not been called yet
     cdef list expiring          # heap of (deadline, id) of Pendings whose sender does not wait

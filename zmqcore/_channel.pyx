@@ -54,8 +54,8 @@ from zmqcore._frame cimport (
 )
 from zmqcore._libzmq cimport libzmq, raise_errno, zc_msg_t
 from zmqcore._socket cimport (
-    NEVER, SharedSocket, Waiter, coarse_now_ns, deadline_after, deadline_from, fork_generation, keep_alive, now_ns,
-    waiter_borrow, waiter_return,
+    NEVER, SharedSocket, Waiter, Wakes, coarse_now_ns, deadline_after, deadline_from, fork_generation, keep_alive,
+    now_ns, waiter_borrow, waiter_return, wakes_move, wakes_owe, wakes_pay,
 )
 
 from zmqcore import errors
@@ -901,7 +901,7 @@ cdef class Channel:
             if first.outcome == OUTCOME_WAITING and (self.state != STATE_OPEN or self._fits(first)):
                 first.outcome = OUTCOME_DONE
                 if first.waiter is not None:
-                    first.waiter.wake()
+                    wakes_owe(&self.owed, first.waiter)
         return 0
 
     cdef bint _fits(self, Pending turn) noexcept:
@@ -1157,6 +1157,7 @@ cdef class Channel:
                     budget = self.shared.spin_budget() if self.inside == 1 else 0
                     received = self.n_received_bytes
                     self.watched = True
+                    wakes_move(&self.owed, &waiter.owed)
                     self.shared.leave()
                     before = now_ns()
                     try:
@@ -1176,6 +1177,7 @@ cdef class Channel:
                         overdue = deadline != NEVER and now_ns() >= deadline
                         continue
                     self.followers[op] = None
+                    wakes_move(&self.owed, &waiter.owed)
                     self.shared.leave()
                     try:
                         waiter.wait(-1, deadline, 0)
@@ -1197,18 +1199,21 @@ cdef class Channel:
         cdef Pending follower
         if self.leader is None:
             for follower in self.followers:
-                follower.waiter.wake()
+                wakes_owe(&self.owed, follower.waiter)
                 break
         return 0
 
     cdef int _call_back(self, Pending op) except -1:
         """Run user code without the lock and without ``op`` being the leader: the finished requests' callbacks, and
         what releasing sent buffers may run."""
+        cdef Wakes owed
         finished, self.finished = self.finished, []
         if self.leader is op:
             self.leader = None
             self._promote()
+        wakes_move(&self.owed, &owed)
         self.shared.leave()
+        wakes_pay(&owed)
         try:
             release_sent_buffers()
             _run_callbacks(finished)
@@ -1221,6 +1226,7 @@ cdef class Channel:
         cdef bint close_now = self.state == STATE_CLOSED and self.inside == 0 and self.shared.handle != NULL
         cdef list finished = self.finished
         cdef list left_over = self.left_over
+        cdef Wakes owed
         on_clean = done = None
         if finished:
             self.finished = []
@@ -1233,7 +1239,12 @@ cdef class Channel:
         if close_now:
             # The state keeps all others from using the handle, and nobody waits on the fd.
             self.shared.handle = NULL
+        wakes_move(&self.owed, &owed)
         self.shared.leave()
+        if owed.n:
+            # They need the GIL: woken while this thread holds it, each would only wake to wait again.
+            with nogil:
+                wakes_pay(&owed)
         release_sent_buffers()
         if left_over:
             _hand_over(self, left_over)
@@ -1428,7 +1439,7 @@ cdef class Channel:
                 self._finish(joined, outcome)
         # The leader itself is awake while it drains; it sleeps only while ``watched``.
         if pending.waiter is not None and (self.watched or pending is not self.leader):
-            pending.waiter.wake()
+            wakes_owe(&self.owed, pending.waiter)
         return 0
 
     cdef int _lose(self, str reason) except -1:

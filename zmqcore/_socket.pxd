@@ -23,9 +23,23 @@ cdef int keep_alive(socket, double liveness) except -1
 cdef int gc_pause() noexcept
 cdef int gc_resume(int was_on) noexcept
 
+cdef enum:
+    MOST_WAKES = 64
+
+# Whom to wake a little later: the descriptors of Waiters, which live as long as the process.
+cdef struct Wakes:
+    int n
+    int[64] fds
+
+cdef int wakes_owe(Wakes *wakes, Waiter waiter) noexcept
+cdef int wakes_move(Wakes *source, Wakes *target) noexcept
+cdef int wakes_pay(Wakes *wakes) noexcept nogil
+
 cdef class Waiter:
     cdef int read_fd
     cdef int write_fd
+    cdef Wakes owed
+    cdef int wake_owed(self) noexcept nogil
     cdef int wait(self, int fd, int64_t deadline, int64_t spin_ns) except -1
     cdef int wake(self) noexcept nogil
     cdef int forget(self) noexcept

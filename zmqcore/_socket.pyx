@@ -23,6 +23,7 @@ cimport cython
 from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport INT64_MAX, int64_t, uint64_t
+from libc.string cimport memcpy
 
 from zmqcore._libzmq cimport (
     ZMQ_DONTWAIT, ZMQ_EVENTS, ZMQ_FD, ZMQ_POLLIN, ZMQ_POLLOUT, libzmq, raise_errno, zc_msg_t,
@@ -119,7 +120,11 @@ cdef extern from *:
     }
     static void zc_wake_clear(int fd) {
         char buffer[64];
+    #ifdef __linux__
+        while (read(fd, buffer, sizeof buffer) < 0 && errno == EINTR) {}    /* one read takes all of an eventfd */
+    #else
         while (read(fd, buffer, sizeof buffer) > 0) {}
+    #endif
     }
 
     /* poll(2) on up to two descriptors (-1: none) until `deadline`, first `spin_ns` long without blocking.
@@ -315,11 +320,13 @@ cdef class Waiter:
         cdef int result = 0
         if spin_ns > 0:
             with nogil:
+                self.wake_owed()
                 result = zc_wait(fd, self.read_fd, min(deadline, zc_now_ns() + spin_ns), spin_ns)
         if result == 0:
             # A signal that came before poll(2) does not interrupt it.
             PyErr_CheckSignals()
             with nogil:
+                self.wake_owed()
                 result = zc_wait(fd, self.read_fd, deadline, 0)
         if result & WAIT_INTERRUPTED:
             PyErr_CheckSignals()
@@ -328,6 +335,36 @@ cdef class Waiter:
     cdef int wake(self) noexcept nogil:
         zc_wake_write(self.write_fd)
         return 0
+
+    cdef int wake_owed(self) noexcept nogil:
+        """Wake those whom this thread was to wake as soon as it has let go of the GIL, which they need."""
+        if self.owed.n:
+            wakes_pay(&self.owed)
+        return 0
+
+
+cdef int wakes_owe(Wakes *wakes, Waiter waiter) noexcept:
+    """Have ``waiter`` woken by wakes_pay(); by then it may wait for something else, which does no harm."""
+    if wakes.n == MOST_WAKES:
+        wakes_pay(wakes)
+    wakes.fds[wakes.n] = waiter.write_fd
+    wakes.n += 1
+    return 0
+
+
+cdef int wakes_move(Wakes *source, Wakes *target) noexcept:
+    target.n = source.n
+    memcpy(target.fds, source.fds, source.n * sizeof(int))
+    source.n = 0
+    return 0
+
+
+cdef int wakes_pay(Wakes *wakes) noexcept nogil:
+    cdef int i
+    for i in range(wakes.n):
+        zc_wake_write(wakes.fds[i])
+    wakes.n = 0
+    return 0
 
 
 cdef Waiter waiter_borrow():
