@@ -165,6 +165,7 @@ cdef class Channel:
     cdef int _transmit(self, Parcel *parcel, Retained retained=*, Lane lane=*) except -1
     cdef int _after_sending(self) except -1
     cdef int _keep_edge(self) except -1
+    cdef bint _is_polled_by_another(self) noexcept
     cdef bint _has_room(self, size_t size) noexcept
     cdef int _record_sent(self, size_t size) noexcept
     cdef int _acked(self, uint64_t ack) except -1

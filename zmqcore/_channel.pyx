@@ -859,11 +859,17 @@ cdef class Channel:
 
     cdef int _keep_edge(self) except -1:
         """Something was sent, which may have swallowed the edge for whoever waits on the socket: look in its place."""
-        if self.watched or (self.attended and self.loop_thread != PyThread_get_thread_ident()):
+        if self.watched or (self.attended and self._is_polled_by_another()):
             self.shared.read_events()
             if self.shared.readable or not self.shared.writable:
                 self._drain()
         return 0
+
+    cdef bint _is_polled_by_another(self) noexcept:
+        """Whether the event loop of another thread, or whoever is responsible by ``attention``, may poll the fd."""
+        if self.loop_thread != 0:
+            return self.loop_thread != PyThread_get_thread_ident()
+        return self.n_hurried > 0 or self.on_clean is not None
 
     cdef bint _has_room(self, size_t size) noexcept:
         cdef uint64_t held = self.sent_bytes - self.acked_bytes

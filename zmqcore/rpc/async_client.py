@@ -147,7 +147,7 @@ class AsyncClient(BaseClient):
     ) -> tuple[float | None, Message]:
         deadline = deadlines.tighten(self.timeout)
         buffers: list[Any] = []
-        body = self._codec.encode((args, kwargs), buffers)
+        body = self._encode((args, kwargs), buffers)
         return deadline, (self._wire, method, body, buffers or None, self._metadata, self._codec_id)
 
     def _channels(self) -> LoopChannels:

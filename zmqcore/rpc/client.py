@@ -55,7 +55,7 @@ class Client(BaseClient):
         say what the server did not like.
         """
         buffers: list[Any] = []
-        body = self._codec.encode((args, kwargs), buffers)
+        body = self._encode((args, kwargs), buffers)
         started = time.monotonic()
         request = (self._wire, method, body, buffers or None, self._metadata, self._codec_id)
         if self._budget.short:
@@ -124,7 +124,7 @@ class Client(BaseClient):
         """
         deadline = deadlines.tighten(self.timeout)
         buffers: list[Any] = []
-        body = self._codec.encode((args, kwargs), buffers)
+        body = self._encode((args, kwargs), buffers)
         request = ("fanout", self._wire, method, body, buffers or None, self._metadata, self._codec_id)
         membership = self._route.members(self.discovery_timeout, deadline)
         sent: list[Member] = []
@@ -144,7 +144,7 @@ class Client(BaseClient):
         """
         deadline = deadlines.tighten(self.timeout)
         buffers: list[Any] = []
-        body = self._codec.encode((args, kwargs), buffers)
+        body = self._encode((args, kwargs), buffers)
         request = (self._wire, method, body, buffers or None, self._metadata, self._codec_id, None)
         membership = self._route.members(self.discovery_timeout, deadline)
         gathered = Gathered(membership.epoch)
@@ -214,17 +214,17 @@ class Client(BaseClient):
         server. What keeps the request from being sent is raised here.
         """
         buffers: list[Any] = []
-        body = self._codec.encode((args, kwargs), buffers)
+        body = self._encode((args, kwargs), buffers)
         started = time.monotonic()
-        future = CallFuture(self._route, self._codec)
         request = (self._wire, method, body, buffers or None, self._metadata, self._codec_id)
         target = self._route.only()
         if target is not None and _inherited() is None:
             try:
-                future.sent(self._pool.submit(target.endpoint, *request, None, self.timeout), target.endpoint)
-                return future
+                pending = self._pool.submit(target.endpoint, *request, None, self.timeout)
+                return CallFuture(self._route, self._codec, pending, target)
             except (errors.Unreachable, errors.PeerLost):
-                pass  # certainly not executed: it has not left
+                pass  # it has not left
+        future = CallFuture(self._route, self._codec)
         self._place(self._submit, (future, request), self._search(deadlines.tighten(self.timeout, started)))
         return future
 

@@ -42,20 +42,29 @@ class CallFuture(concurrent.futures.Future[Any]):
     _outcome: tuple[Any, BaseException | None] | None = None
     _target: Target | None = None  # that counts the call; None if nobody does
 
-    def __init__(self, route: Route, codec: Codec) -> None:
-        # Not super().__init__(): __getattr__() gives what that would make.
+    def __init__(
+        self, route: Route, codec: Codec, pending: Pending | None = None, target: Target | None = None
+    ) -> None:
+        # Not super().__init__(), whose attributes are made when they are needed.
         self._route = route
         self._codec = codec
+        if pending is not None and target is not None:
+            self._pending = pending
+            self._endpoint = target.endpoint
 
-    def __getattr__(self, name: str) -> Any:
-        if name == "_condition":
+    @property
+    def _condition(self) -> threading.Condition:  # type: ignore[override]
+        if not self._watched:
             self._watch()
-            return self.__dict__[name]
-        if name == "_result":
-            return (self._outcome or self._open())[0]
-        if name == "_exception":
-            return (self._outcome or self._open())[1]
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return self._changed
+
+    @property
+    def _result(self) -> Any:  # type: ignore[override]
+        return (self._outcome or self._open())[0]
+
+    @property
+    def _exception(self) -> BaseException | None:  # type: ignore[override]
+        return (self._outcome or self._open())[1]
 
     # -- what Client.submit() and the channel use ------------------------------------------------------------
 
@@ -85,7 +94,7 @@ class CallFuture(concurrent.futures.Future[Any]):
             if not self._watched:
                 self._waiters: list[Any] = []
                 self._done_callbacks: list[Any] = []
-                self._condition = threading.Condition()
+                self._changed = threading.Condition()
                 self._watched = True
                 if self._state == PENDING and not self._pending.notify(self.settle):
                     self._look()
@@ -107,7 +116,7 @@ class CallFuture(concurrent.futures.Future[Any]):
             for waiter in self._waiters:
                 getattr(waiter, add)(self)
             self._condition.notify_all()
-        self._invoke_callbacks()
+        self._invoke_callbacks()  # type: ignore[attr-defined]
 
     def _open(self) -> tuple[Any, BaseException | None]:
         """Return the result or the exception; of threads that decode it at once all get what the first has made."""
@@ -126,10 +135,12 @@ class CallFuture(concurrent.futures.Future[Any]):
         """Wait for the call; return what is left of ``timeout``."""
         if timeout is None:
             self._pending.wait()
-            return None
-        until = time.monotonic() + timeout
-        self._pending.wait(timeout)
-        return max(0.0, until - time.monotonic())
+        else:
+            until = time.monotonic() + timeout
+            self._pending.wait(timeout)
+            timeout = max(0.0, until - time.monotonic())
+        self._look()
+        return timeout
 
     def done(self) -> bool:
         """Whether the call has ended, or was cancelled."""
@@ -144,7 +155,6 @@ class CallFuture(concurrent.futures.Future[Any]):
         """Return the result, or raise what the call raised; TimeoutError if it has not ended in ``timeout`` s."""
         if self._state == PENDING:
             timeout = self._drive(timeout)
-            self._look()
         if self._state != FINISHED:
             return super().result(timeout)
         result, exc = self._outcome or self._open()
@@ -159,7 +169,6 @@ class CallFuture(concurrent.futures.Future[Any]):
         """Return what the call raised, or None; TimeoutError if it has not ended in ``timeout`` s."""
         if self._state == PENDING:
             timeout = self._drive(timeout)
-            self._look()
         return super().exception(timeout)
 
     def cancel(self) -> bool:
