@@ -27,6 +27,7 @@ PACKAGE_PARENT = str(Path(zmqcore.__file__ or "").parents[1])
 STOCK = textwrap.dedent(
     '''
     """What the tests serve."""
+    import asyncio
     import datetime
     import os
     import pathlib
@@ -58,6 +59,15 @@ STOCK = textwrap.dedent(
     class Needy:
         def __init__(self, shelf):
             self.shelf = shelf
+
+
+    class Clerk:
+        async def advise(self, sku, seconds=0.0):
+            await asyncio.sleep(seconds)
+            return f"take {sku}"
+
+        def plain(self):
+            return "plain"
 
 
     shop = Stock()

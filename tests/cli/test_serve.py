@@ -73,6 +73,24 @@ def test_any_number_of_workers(shop: Shop, workers: str) -> None:
     assert shop.run("call", "inventory", "echo", "1").json == [[1], {}]
 
 
+def test_coroutine_functions(shop: Shop, ended: Callable[[subprocess.Popen[str]], Ran]) -> None:
+    """All methods run on an event loop then; it drains as threads do."""
+    process, announced = shop.serve("stock:Clerk", "--server", "clerk")
+    assert announced["server"] == "clerk"
+    assert shop.run("call", "inventory", "advise", "apple").json == "take apple"
+    assert shop.run("call", "inventory", "plain").json == "plain"
+    assert shop.run("call", "inventory", "zmqcore.stats").json["tasks"] == 0
+    caller = shop.start("call", "inventory", "advise", "pear", "1.5", "--timeout", "30")
+    give_up = time.monotonic() + GIVE_UP
+    while shop.run("call", "inventory", "zmqcore.stats").json["tasks"] == 0:
+        assert time.monotonic() < give_up
+    process.send_signal(signal.SIGTERM)
+    assert ended(caller).json == "take pear"
+    ran = ended(process)
+    assert (ran.code, ran.err) == (0, "")
+    assert [path.name for path in shop.runtime.iterdir() if path.is_socket()] == []
+
+
 def test_bind_says_where(shop: Shop) -> None:
     path = shop.directory / "here"
     _, announced = shop.serve("stock:Stock", "--bind", f"ipc://{path}", "--bind", "tcp://127.0.0.1:*")

@@ -32,7 +32,7 @@ SERVERS = int(os.environ.get("ZMQCORE_RESTART_SERVERS", "4"))
 
 MODULE = '''
 """What the processes serve."""
-import os, pathlib, time
+import asyncio, os, pathlib, time
 
 HERE = pathlib.Path(__file__).parent
 
@@ -66,7 +66,15 @@ class Needy:
     def __init__(self, shelf): pass
 
 
-async def coroutine(): pass
+class Coroutines:
+    async def sleep(self, seconds):
+        HERE.joinpath(f"asleep-{os.getpid()}").touch()
+        await asyncio.sleep(seconds)
+        return "slept"
+
+    def block(self, seconds):
+        HERE.joinpath(f"asleep-{os.getpid()}").touch()
+        time.sleep(seconds)
 '''
 
 
@@ -131,6 +139,29 @@ def test_options_reach_the_servers(processes: Processes, client: Client, module:
     assert sleeping.result() == "slept"
 
 
+def test_coroutines_run_on_a_loop(processes: Processes, client: Client) -> None:
+    """Far more at a time than there are workers; and they drain."""
+    servers = processes(2, "zmqcore_test_work:Coroutines", workers=1, max_concurrency=40)
+    for process in servers.running:
+        client.prepare(server=process["server"]).call("zmqcore.ping")
+    futures = [client.submit("sleep", 1.0) for _ in range(100)]
+    one = client.prepare(server=servers.running[0]["server"])
+    stats = one.call("zmqcore.stats")
+    assert (stats["tasks"], stats["queued"]) == (40, 10)
+    assert servers.stop() is True
+    assert [future.result() for future in futures] == ["slept"] * 100
+
+
+def test_a_loop_that_is_blocked_is_given_up(
+    processes: Processes, client: Client, module: Path, until: Until
+) -> None:
+    servers = processes(1, "zmqcore_test_work:Coroutines")
+    blocked = client.submit("block", 600.0)
+    until(lambda: asleep(module))
+    assert servers.stop(timeout=0.2) is False
+    assert isinstance(blocked.exception(), PeerLost)
+
+
 def test_it_can_be_started_again(processes: Processes, client: Client, runtime: Path, until: Until) -> None:
     servers = processes(2)
     first = pids(servers)
@@ -153,10 +184,9 @@ def test_it_can_be_started_again(processes: Processes, client: Client, runtime: 
     ("target", "complaint"),
     [
         ("zmqcore_test_none:Work", "no module 'zmqcore_test_none'"),
-        ("zmqcore_test_work:None", "has no 'None'; it has HERE, Needy, Work"),
+        ("zmqcore_test_work:None", "has no 'None'; it has Coroutines, HERE, Needy, Work"),
         ("zmqcore_test_work:Needy", "without arguments"),
         ("zmqcore_test_work.py", "is not MODULE:OBJECT"),
-        ("zmqcore_test_work:coroutine", "coroutine function"),
     ],
 )
 def test_what_cannot_be_served_says_why(processes: Processes, target: str, complaint: str) -> None:

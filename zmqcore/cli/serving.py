@@ -22,6 +22,7 @@ from zmqcore.cli.outcome import EXIT_CODES_HELP, Exit
 from zmqcore.cli.output import Output, note
 from zmqcore.endpoint import Endpoint
 from zmqcore.rpc.backlog import OnFull
+from zmqcore.rpc.loop_server import LoopServer, server_for
 from zmqcore.rpc.target import NotServable, load_endpoint
 
 __all__ = ["serve"]
@@ -117,6 +118,8 @@ OBJECT may be
     a function    served under its own name
     left out      the module's own functions
 
+If there are coroutine functions among the methods, all run on an event loop; else --workers threads run them.
+
 The current directory is searched for MODULE first. One server may be one of many under the same topic: start
 it again, here or elsewhere, and clients spread their calls over all. --processes starts several at once, each with
 its own --workers, and starts again those that die.
@@ -158,6 +161,14 @@ after the other, so that the topic is served all the time.
     help="Threads that run methods; 0 runs them where they are received: fastest, for short methods.",
 )
 @click.option(
+    "--max-concurrency",
+    type=click.IntRange(min=1),
+    default=1024,
+    show_default=True,
+    metavar="COROUTINES",
+    help="How many coroutines run at a time, if there are coroutine functions among the methods.",
+)
+@click.option(
     "--queue-size",
     type=click.IntRange(min=1),
     default=1024,
@@ -196,6 +207,7 @@ def serve(
     exchange: str,
     bind: tuple[str, ...],
     workers: int,
+    max_concurrency: int,
     queue_size: int,
     on_full: OnFull,
     processes: int | None,
@@ -215,6 +227,7 @@ def serve(
     options: dict[str, Any] = {
         "server": server,
         "workers": workers,
+        "max_concurrency": max_concurrency,
         "bind": list(bind) or None,
         "queue_size": queue_size,
         "on_full": on_full,
@@ -247,7 +260,7 @@ def _serve_here(
         except _Ended:
             _end_now(signals.number)
         with Node(matchmaker=matchmaker) as node:
-            running = Server(topic, endpoint, node=node, **options)
+            running = server_for(topic, endpoint, node, **options)
             try:
                 running.start()
                 files.add(running.endpoints)
@@ -322,7 +335,7 @@ def _imported(target: str) -> Any:
         raise click.UsageError(f"{target} cannot be imported: {type(exc).__name__}: {exc}") from exc
 
 
-def _announce(output: Output, server: Server) -> None:
+def _announce(output: Output, server: Server | LoopServer) -> None:
     """Print where *server* listens, as soon as it can be called."""
     member = server.member
     if output.machine:

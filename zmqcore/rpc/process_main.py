@@ -17,6 +17,7 @@ import traceback
 from typing import Any, NoReturn
 
 from zmqcore.node import Node, default_node
+from zmqcore.rpc.loop_server import LoopServer, server_for
 from zmqcore.rpc.server import Server
 from zmqcore.rpc.target import NotServable, load_endpoint
 from zmqcore.topic import Topic
@@ -60,7 +61,7 @@ class _Stopping:
         self._drain_timeout = drain_timeout
         self._thread: threading.Thread | None = None
         self._finished = True
-        self.server: Server | None = None
+        self.server: Server | LoopServer | None = None
         threading.Thread(target=self._obey, name="zmqcore-parent", daemon=True).start()
 
     def _obey(self) -> None:
@@ -76,7 +77,7 @@ class _Stopping:
             self._thread = threading.Thread(target=self._stop, args=(self.server, drain, timeout))
             self._thread.start()
 
-    def _stop(self, server: Server, drain: bool, timeout: float) -> None:
+    def _stop(self, server: Server | LoopServer, drain: bool, timeout: float) -> None:
         self._finished = server.stop(drain, timeout)
 
     def finished(self) -> bool:
@@ -115,7 +116,7 @@ def _serve(parent: _Parent, config: dict[str, Any]) -> int:
     try:
         endpoint = _load(config["target"])
         node = Node(config["matchmaker"]) if config["matchmaker"] else default_node()
-        server = Server(Topic(*config["topic"]), endpoint, node=node, **config["options"])
+        server = server_for(Topic(*config["topic"]), endpoint, node, **config["options"])
         server.start()
     except Exception as exc:  # noqa: BLE001 - the parent raises it
         fault = str(exc) if isinstance(exc, NotServable) else f"{type(exc).__name__}: {exc}"

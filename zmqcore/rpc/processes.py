@@ -53,14 +53,16 @@ def _check_bind(bind: Iterable[str]) -> None:
 
 
 class ServerProcesses:
-    """Serve ``target`` under ``topic`` in N ``processes``, each one a :class:`Server` and a member of its own.
+    """Serve ``target`` under ``topic`` in N ``processes``, each one a server and a member of its own.
+
+    Each runs a :class:`Server`, or an :class:`AsyncServer` if there are coroutine functions among the methods.
 
     ``target``: ``"MODULE:OBJECT"``, which each process imports: an object, a class (made without arguments), a
     function, or, without OBJECT, a module. ``processes``: default, the number of CPUs. ``matchmaker``: a URL; default,
     that of the default node. ``server``: the processes are named ``server-1``, ``server-2``, …; default ``host:pid``.
     ``bind``: each process listens there, so the port must be ``*``. ``drain_timeout``: how long, in seconds, a process
     drains that gets SIGTERM by itself, or whose parent has died. ``log_level``: if given, each process logs to standard
-    error from this level on. The other options are those of Server.
+    error from this level on. The other options are those of these servers.
 
     A process that dies is started again, after a pause that doubles from 0.1 to 10 s while it does not live for 10 s.
     When this process dies, the others drain and end.
@@ -77,6 +79,7 @@ class ServerProcesses:
         matchmaker: str | None = None,
         server: str | None = None,
         workers: int = 4,
+        max_concurrency: int = 1024,
         bind: str | Sequence[str] | None = None,
         queue_size: int = 1024,
         on_full: OnFull = "wait",
@@ -99,6 +102,7 @@ class ServerProcesses:
             "log_level": log_level,
             "options": {
                 "workers": workers,
+                "max_concurrency": max_concurrency,
                 "bind": None if bind is None else list(bind),
                 "queue_size": queue_size,
                 "on_full": on_full,
