@@ -546,6 +546,10 @@ cdef class Port:
         if header.kind == KIND_CALL and peer.late:
             self._count_taken(peer, &header, n_bytes)
             self._control(peer, KIND_ERROR, header.id, b"Draining: the server takes nothing new", delimiter)
+            # It must have read that before the port is closed: else it cannot know that nothing was executed.
+            peer.last_reply = now_ns()
+            peer.replied_since = True
+            peer.parted = False
             return None
         if header.kind == KIND_CALL:
             self.n_calls += 1

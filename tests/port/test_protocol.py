@@ -197,6 +197,22 @@ def test_a_port_has_settled_when_its_peers_have_their_replies(
     until(port.settled, "settled")
 
 
+def test_a_port_has_settled_when_those_who_came_late_have_their_refusals(
+    port: Port, held: list[Request], bare: Callable[..., Any], until: Callable[..., None]
+) -> None:
+    """Closed earlier, it would leave them in doubt whether their calls have been executed."""
+    port.goodbye()
+    assert port.settled()
+    late = bare(port.endpoints[0])
+    late.send("call")
+    assert bytes(late.receive_kind("error").body).startswith(b"Draining")
+    assert late.nothing_comes(200)
+    assert not port.settled()
+    late.send("goodbye")
+    until(port.settled, "settled")
+    assert held == []
+
+
 @pytest.mark.usefixtures("held")
 def test_a_goodbye_of_the_peer_forgets_it(
     port: Port, bare: Callable[..., Any], until: Callable[..., None]
