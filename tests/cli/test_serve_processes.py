@@ -25,7 +25,7 @@ SLOW = """
 import os, pathlib, time
 
 def slow(seconds):
-    pathlib.Path(f"began-{os.getpid()}").touch()
+    pathlib.Path(f"began-{os.getpid()}-{time.monotonic_ns()}").touch()
     time.sleep(seconds)
     return "finished"
 
@@ -77,7 +77,7 @@ def test_a_signal_to_the_group_drains_all(shop: Shop, ended: Ended, number: sign
     """As Ctrl-C in a terminal: it counts once."""
     process, _ = shop.serve("late", "--processes", "2")
     callers = [shop.start("call", "inventory", "slow", "1.5", "--timeout", "30") for _ in range(2)]
-    until(lambda: any(shop.directory.glob("began-*")))
+    until(lambda: len(list(shop.directory.glob("began-*"))) == 2)
     os.killpg(process.pid, number)
     for caller in callers:
         answer = ended(caller)

@@ -50,7 +50,7 @@ class Work:
         return os.getpid()
 
     def sleep(self, seconds):
-        HERE.joinpath(f"asleep-{os.getpid()}").touch()
+        HERE.joinpath(f"asleep-{os.getpid()}-{time.monotonic_ns()}").touch()
         time.sleep(seconds)
         return "slept"
 
@@ -68,12 +68,12 @@ class Needy:
 
 class Coroutines:
     async def sleep(self, seconds):
-        HERE.joinpath(f"asleep-{os.getpid()}").touch()
+        HERE.joinpath(f"asleep-{os.getpid()}-{time.monotonic_ns()}").touch()
         await asyncio.sleep(seconds)
         return "slept"
 
     def block(self, seconds):
-        HERE.joinpath(f"asleep-{os.getpid()}").touch()
+        HERE.joinpath(f"asleep-{os.getpid()}-{time.monotonic_ns()}").touch()
         time.sleep(seconds)
 '''
 
@@ -324,7 +324,7 @@ def test_when_the_parent_dies_the_others_drain_and_end(
 ) -> None:
     process = parent()
     sleeping = [client.submit("sleep", 0.5) for _ in range(4)]
-    until(lambda: len(list(module.glob("asleep-*"))) == 2)
+    until(lambda: len(list(module.glob("asleep-*"))) == 4)
     process.kill()
     assert [future.result() for future in sleeping] == ["slept"] * 4
     until(lambda: client.members() == ())
@@ -343,7 +343,7 @@ def test_a_signal_drains_all(
 ) -> None:
     process = parent()
     sleeping = [client.submit("sleep", 0.5) for _ in range(4)]
-    until(lambda: len(list(module.glob("asleep-*"))) == 2)
+    until(lambda: len(list(module.glob("asleep-*"))) == 4)
     process.send_signal(number)
     assert [future.result() for future in sleeping] == ["slept"] * 4
     assert process.communicate(timeout=PATIENCE) == ("served True\n", "")
@@ -355,7 +355,7 @@ def test_a_second_signal_ends_all_at_once(
 ) -> None:
     process = parent(600.0)
     sleeping = [client.submit("sleep", 600.0) for _ in range(4)]
-    until(lambda: len(list(module.glob("asleep-*"))) == 2)
+    until(lambda: len(list(module.glob("asleep-*"))) == 4)
     process.send_signal(signal.SIGTERM)
     until(lambda: client.members() == ())
     assert process.poll() is None, "it does not wait for what runs"
