@@ -89,7 +89,7 @@ soak: $(VENV)/.built  ## everything at once for SOAK_SECONDS=600: memory must st
 # -- the checks -----------------------------------------------------------------------------------------
 
 .PHONY: lint
-lint: $(VENV)/.tools  ## formatting, style, types, stubs against the built modules, spelling, layers
+lint: $(VENV)/.tools  ## formatting, style, types, stubs against the built modules, spelling, layers, links
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	@# it runs pycodestyle by name
@@ -97,7 +97,14 @@ lint: $(VENV)/.tools  ## formatting, style, types, stubs against the built modul
 	$(VENV)/bin/mypy
 	$(PY) -m mypy.stubtest --mypy-config-file pyproject.toml --allowlist .ci/stubtest-allow --ignore-unused-allowlist $(COMPILED)
 	$(VENV)/bin/codespell
-	$(PY) -m pytest -q tests/test_layering.py
+	$(PY) -m pytest -q tests/test_layering.py tests/docs/test_links.py
+
+# -- the documentation ----------------------------------------------------------------------------------
+
+.PHONY: docs
+docs: $(VENV)/.tools  ## build/site: the documentation as a site; a warning is an error
+	@$(PY) -m sphinx -W --keep-going -q -c docs -d build/doctrees . build/site
+	@echo 'build/site/index.html'
 
 # -- the wheel ------------------------------------------------------------------------------------------
 
