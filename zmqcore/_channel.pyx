@@ -54,8 +54,8 @@ from zmqcore._frame cimport (
 )
 from zmqcore._libzmq cimport libzmq, raise_errno, zc_msg_t
 from zmqcore._socket cimport (
-    NEVER, SharedSocket, Waiter, Wakes, coarse_now_ns, deadline_after, deadline_from, fork_generation, keep_alive,
-    now_ns, waiter_borrow, waiter_return, wakes_move, wakes_owe, wakes_pay,
+    NEVER, SharedSocket, SpinScore, Waiter, Wakes, coarse_now_ns, deadline_after, deadline_from, fork_generation,
+    keep_alive, now_ns, waiter_borrow, waiter_return, wakes_move, wakes_owe, wakes_pay,
 )
 
 from zmqcore import errors
@@ -94,6 +94,9 @@ cdef double TEND_INTERVAL = 0.05
 # Who waits for a lane to be finished looks this often, in ns, where its messages are now.
 cdef int64_t LANE_INTERVAL = 50_000_000
 cdef bytes NO_IDENTITY = bytes(IDENTITY_BYTES)
+
+# All channels of the process.
+cdef SpinScore _spin_shared = SpinScore()
 
 _STATE_NAMES = ("connecting", "open", "lost", "closed")
 
@@ -304,7 +307,7 @@ cdef class Channel:
             if configure is not None:
                 configure(socket)
             socket.connect(endpoint)
-            self.shared = SharedSocket(socket, spin)
+            self.shared = SharedSocket(socket, spin, _spin_shared)
         except BaseException:
             socket.close(linger=0)
             raise

@@ -54,6 +54,10 @@ cdef class OpenFds:
     cdef bint is_open(self, int fd) except -1
     cdef int close(self) noexcept
 
+cdef class SpinScore:
+    cdef int score                      # above 0: it has paid lately
+    cdef unsigned int skipped
+
 cdef class SharedSocket:
     cdef readonly object socket         # owned: the pyzmq socket; None once closed
     cdef void *handle                   # borrowed from socket
@@ -63,8 +67,9 @@ cdef class SharedSocket:
     cdef bint writable                  # ZMQ_POLLOUT, as of the last time that the events were read
     cdef bint readable                  # ZMQ_POLLIN, likewise
     cdef uint64_t generation            # fork_generation() when it was made
-    cdef int spin_score                 # how well spinning has paid lately
-    cdef unsigned int spin_skipped
+    cdef int spin_score                 # how well spinning has paid lately, on this socket
+    cdef SpinScore spin_shared          # ... and on all that share it
+    cdef int64_t spin_asked             # when spin_budget() was called last
     cdef readonly int64_t spin_ns
     cdef int enter(self) except -1
     cdef int leave(self) noexcept

@@ -13,12 +13,18 @@ class Waiter:
 class OpenFds:
     def __new__(cls) -> Self: ...
 
+@final
+class SpinScore:
+    def __new__(cls) -> Self: ...
+
 @disjoint_base
 class SharedSocket:
     socket: zmq.Socket[bytes] | None
     fd: int
     spin_ns: int
-    def __init__(self, socket: zmq.Socket[bytes], spin_seconds: float = 60e-6) -> None: ...
+    def __init__(
+        self, socket: zmq.Socket[bytes], spin_seconds: float = 60e-6, spin_shared: SpinScore | None = None
+    ) -> None: ...
 
 def generation() -> int: ...
 def waiters() -> dict[str, int]: ...

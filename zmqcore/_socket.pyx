@@ -429,13 +429,28 @@ cdef class OpenFds:
 
 # -- the socket ---------------------------------------------------------------------------------------------
 
+# For how long, in ns, a socket's own score says more than that of its kind.
+cdef int64_t SPIN_REMEMBERED = 50_000_000
+
+
+@cython.final
+@cython.no_gc
+cdef class SpinScore:
+    """How well spinning has paid lately, for sockets that wait for the like. A hint: no lock guards it."""
+
+    def __cinit__(self):
+        self.score = 4
+
+
 cdef class SharedSocket:
     """A pyzmq socket under one lock. Takes ownership of ``socket``.
 
-    ``spin_seconds`` is how long a wait polls without blocking before it blocks; 0 switches that off.
+    ``spin_seconds`` is how long a wait polls without blocking before it blocks; 0 switches that off. ``spin_shared``
+    is what others have found of that: it counts for a socket that has not waited for a while, as one of hundreds that
+    are used in turn.
     """
 
-    def __init__(self, socket: zmq.Socket, spin_seconds: float = 60e-6):
+    def __init__(self, socket: zmq.Socket, spin_seconds: float = 60e-6, spin_shared: SpinScore | None = None):
         cdef int fd = -1
         cdef size_t size = sizeof(int)
         cdef size_t address = socket.underlying
@@ -446,7 +461,7 @@ cdef class SharedSocket:
         self.fd = fd
         self.generation = _generation
         self.spin_ns = <int64_t>(spin_seconds * 1e9)
-        self.spin_score = 4
+        self.spin_shared = SpinScore() if spin_shared is None else spin_shared
 
     cdef int enter(self) except -1:
         """Take the lock. Until leave() the garbage collector rests where it could run at any allocation."""
@@ -491,19 +506,25 @@ cdef class SharedSocket:
 
     cdef int64_t spin_budget(self) noexcept:
         """Return for how many ns the next wait should spin: 0 when spinning has not paid lately."""
+        cdef int64_t now = zc_coarse_now_ns()
+        if now - self.spin_asked > SPIN_REMEMBERED:
+            self.spin_score = self.spin_shared.score
+        self.spin_asked = now
         if self.spin_score > 0:
             return self.spin_ns
         # Try again now and then: the load may have changed.
-        self.spin_skipped += 1
-        return self.spin_ns if self.spin_skipped % 16 == 0 else 0
+        self.spin_shared.skipped += 1
+        return self.spin_ns if self.spin_shared.skipped % 16 == 0 else 0
 
     cdef int spin_result(self, int64_t budget, int64_t waited) noexcept:
         """Take note that a wait which spun for up to ``budget`` ns ended by a message, or not, after ``waited`` ns."""
-        if waited < budget:
-            self.spin_score = min(self.spin_score + 2, 8)
-        elif waited > 3 * budget:
-            self.spin_score = max(self.spin_score - 1, 0)
-        # In between it was a near miss, which says neither.
+        cdef int change = 2
+        if waited > 3 * budget:
+            change = -1
+        elif waited >= budget:
+            return 0            # a near miss, which says neither
+        self.spin_score = max(0, min(self.spin_score + change, 8))
+        self.spin_shared.score = max(0, min(self.spin_shared.score + change, 8))
         return 0
 
     cdef int close_socket(self) except -1:
