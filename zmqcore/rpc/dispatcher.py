@@ -71,8 +71,8 @@ def _attributes(endpoint: Any) -> dict[str, Callable[..., Any]]:
     return found
 
 
-#: A method, its arguments and its keyword arguments, the seconds that are left for it, and whether to answer.
-Work = tuple[Callable[..., Any], list[Any], dict[str, Any], float | None, bool]
+#: A method, its arguments and its keyword arguments, the seconds that are left for it, and what it wants at its end.
+Work = tuple[Callable[..., Any], list[Any], dict[str, Any], float | None, str]
 
 
 class Dispatcher:
@@ -104,7 +104,7 @@ class Dispatcher:
         None if it was refused, and answered, or if its caller has cancelled it. What accompanies it is put into the
         current context, which is to be the request's own.
         """
-        name, topic, codec, envelope, buffers, remaining, wants_reply, metadata = request.fields()
+        name, topic, codec, envelope, buffers, remaining, wants, metadata = request.fields()
         method = self._methods.get(name)
         if method is None or topic not in self._topics or codec != self._codec_id:
             self._refuse_unknown(request)
@@ -127,7 +127,7 @@ class Dispatcher:
         except Exception as exc:  # noqa: BLE001  (a codec of the user's may raise anything)
             self._refuse(request, "protocol", str(exc) or "the body is not [args, kwargs]")
             return None
-        return method, args, kwargs, remaining, wants_reply
+        return method, args, kwargs, remaining, wants
 
     def run(self, request: Request) -> None:
         """Run one request and answer it. Should it raise, give_up() tells the caller and the thread goes on."""
@@ -135,7 +135,7 @@ class Dispatcher:
         if work is None:
             request.finish()
             return
-        method, args, kwargs, remaining, wants_reply = work
+        method, args, kwargs, remaining, wants = work
         token = None if remaining is None else deadline.current.set(time.monotonic() + remaining)
         try:
             result = method(*args, **kwargs) if kwargs else method(*args)
@@ -143,12 +143,12 @@ class Dispatcher:
             self._report_raised(request, method, args, kwargs, exc)
         else:
             self.handled += 1
-            if wants_reply:
+            if wants == "reply":
                 self._reply(request, result)
         finally:
             if token is not None:
                 deadline.current.reset(token)
-            if not wants_reply and request.accepted:
+            if wants == "finish":
                 request.finish()
 
     async def run_async(self, request: Request) -> None:
@@ -162,7 +162,7 @@ class Dispatcher:
             if work is None:
                 request.finish()
                 return
-            method, args, kwargs, _, wants_reply = work
+            method, args, kwargs, _, wants = work
             try:
                 result = await (method(*args, **kwargs) if kwargs else method(*args))
             except BaseException as exc:  # noqa: BLE001  (SystemExit and CancelledError too)
@@ -170,9 +170,9 @@ class Dispatcher:
                     self._report_raised(request, method, args, kwargs, exc)
             else:
                 self.handled += 1
-                if wants_reply:
+                if wants == "reply":
                     self._reply(request, result)
-            if request.accepted and not _is_cancelled():
+            if wants == "finish" and not _is_cancelled():
                 request.finish()
         except Exception as exc:  # noqa: BLE001 - give_up() logs it
             self.give_up(request, exc)
