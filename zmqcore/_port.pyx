@@ -129,8 +129,8 @@ cdef class Request:
     def fields(self) -> tuple:
         """Return (method, topic, codec, envelope, buffers, remaining, wants, metadata).
 
-        ``wants`` is what is to be done at its end: "reply", "finish" for an accepted one, or "" for nothing. In one step:
-        eight attributes, one after the other, take longer than the port needs to receive the request.
+        ``wants`` is what is to be done at its end: "reply", "finish" for an accepted one, or "" for nothing. In one
+        step: eight attributes, one after the other, take longer than the port needs to receive the request.
         """
         buffers = self.envelope.buffers
         return (
