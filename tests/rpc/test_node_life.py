@@ -49,7 +49,7 @@ def test_close_wakes_everybody_who_waits(
     }
     waiting["call"].thread.join(0.3)
     assert not any(thread.ended for thread in waiting.values())
-    running(node.close).result()
+    running(node.close, timeout=0.5).result()
     gathered = waiting.pop("gather").result()
     assert [type(error) for error in gathered.missing.values()] == [Closed]
     assert isinstance(waiting.pop("wait").result(), Closed)
@@ -71,7 +71,7 @@ def test_close_wakes_who_waits_for_room(
 
     threads = [running(cast) for _ in range(3)]
     threads[0].thread.join(0.5)
-    running(node.close).result()
+    running(node.close, timeout=0.5).result()
     assert [type(thread.join()) for thread in threads] == [Closed] * 3
     gate.set()
 
@@ -87,7 +87,7 @@ def test_close_wakes_who_waits_for_a_socket(
     using.thread.join(0.2)
     waiting = running(Client("u", node=node, timeout=None).call, "wait")
     waiting.thread.join(0.2)
-    running(node.close).result()
+    running(node.close, timeout=0.5).result()
     assert isinstance(using.join(), Closed)
     assert isinstance(waiting.join(), Closed)
     gate.set()
