@@ -146,4 +146,4 @@ asan: $(VENV)/.tools  ## the tests of the wire format on a build with the addres
 .PHONY: clean
 clean:  ## remove what the other targets have made
 	rm -rf $(VENV) build dist *.egg-info zmqcore/*.so zmqcore/*.c .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
-	find zmqcore tests bench -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+	find zmqcore tests bench examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

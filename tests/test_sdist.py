@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SHIPPED = ("zmqcore", "tests", "bench", "docs")
+SHIPPED = ("zmqcore", "tests", "bench", "docs", "examples")
 FILES = ("setup.py", "pyproject.toml", "MANIFEST.in", "Makefile", "LICENSE", "README.md", "CHANGELOG.md")
 
 

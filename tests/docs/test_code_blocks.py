@@ -4,11 +4,12 @@ What the word behind a fence's language means here:
 
 * ``python``: run; a following ``output`` block is what it prints. The blocks of a page run in one process, in order.
 * ``python file=name.py`` (or another language): written to that file; something later on the page has to use it.
+* ``python part-of=name.py``: a piece of a file beside the page, but for its indentation; not run by itself.
 * ``console``: lines that start with ``$``. Each command must exist, with these options.
 * ``console run``: executed too, and the lines between the commands are what they print.
 * ``console background``: a server, started before what follows and ended when the page ends.
 
-In outputs ``...`` stands for anything.
+In outputs ``...`` stands for anything. A page of examples/ runs in a copy of its directory.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -29,7 +31,8 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+EXAMPLES = sorted((ROOT / "examples").glob("*/README.md"))
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")), *EXAMPLES]
 RUNNER = Path(__file__).with_name("run_page.py")
 
 LIMIT_S = 240.0
@@ -53,7 +56,16 @@ class Block(NamedTuple):
 
     @property
     def file(self) -> str:
-        return next((word[5:] for word in self.words if word.startswith("file=")), "")
+        """The file that this is to be written to."""
+        return self._word("file=")
+
+    @property
+    def part_of(self) -> str:
+        """The file, beside the page, that this is a piece of."""
+        return self._word("part-of=")
+
+    def _word(self, start: str) -> str:
+        return next((word.removeprefix(start) for word in self.words if word.startswith(start)), "")
 
     def commands(self) -> Iterator[tuple[int, str, str]]:
         """Each command with its line and the output that is shown for it."""
@@ -93,6 +105,8 @@ def blocks_of(page: Path) -> list[Block]:
 def steps_of(blocks: list[Block]) -> list[dict[str, object]]:
     steps: list[dict[str, object]] = []
     for block in blocks:
+        if block.part_of:
+            continue
         if block.file:
             steps.append(step("file", block.line, block.text, block.file))
         elif block.language == "python":
@@ -146,7 +160,10 @@ def environment(tmp_path: Path, runtime_dir: Path) -> dict[str, str]:
 @pytest.mark.parametrize("page", [page for page in PAGES if steps_of(blocks_of(page))], ids=name_of)
 def test_the_code_on_a_page_runs(page: Path, tmp_path: Path, environment: dict[str, str]) -> None:
     directory = tmp_path / "here"
-    directory.mkdir()
+    if page in EXAMPLES:
+        shutil.copytree(page.parent, directory, ignore=shutil.ignore_patterns("__pycache__"))
+    else:
+        directory.mkdir()
     done = subprocess.run(
         [sys.executable, "-W", "error", str(RUNNER), name_of(page)],
         input=json.dumps(steps_of(blocks_of(page))),
@@ -177,8 +194,33 @@ def test_every_block_is_of_a_known_kind_and_every_file_is_used(page: Path) -> No
                 for later in blocks[position + 1 :]
             )
             assert used, f"{where}: nothing on the page uses {block.file}"
+        elif block.part_of:
+            whole = (page.parent / block.part_of).read_text(encoding="utf-8")
+            indented = (textwrap.indent(block.text, " " * depth) for depth in (0, 4, 8, 12))
+            assert any(f"\n{text}" in f"\n{whole}" for text in indented), f"{where}: not in {block.part_of}"
         else:
             assert set(block.words) <= {"run", "background"}, f"{where}: unknown words {block.words}"
+
+
+@pytest.mark.parametrize("page", EXAMPLES, ids=name_of)
+def test_every_program_of_an_example_is_linked_and_used(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    used = "\n".join(str(step["code"]) for step in steps_of(blocks_of(page)))
+    sources = {path.name: path.read_text(encoding="utf-8") for path in page.parent.glob("*.py")}
+    assert sources
+    for name in sources:
+        assert f"({name})" in text, f"{name_of(page)} does not link to {name}"
+        module = Path(name).stem
+        imported = any(
+            re.search(rf"^(?:from|import) {module}\b", other, re.MULTILINE) for other in sources.values()
+        )
+        assert imported or re.search(rf"\b{module}\b", used), f"nothing in {name_of(page)} runs {name}"
+
+
+def test_every_example_has_a_page() -> None:
+    assert EXAMPLES
+    directories = {path for path in (ROOT / "examples").iterdir() if path.is_dir()}
+    assert directories == {page.parent for page in EXAMPLES}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

@@ -14,6 +14,7 @@ PAGES = [
         for path in map(ROOT.joinpath, ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "bench/README.md"))
     ),
     *sorted((ROOT / "docs").rglob("*.md")),
+    *sorted((ROOT / "examples").glob("*/README.md")),
 ]
 
 _FENCE = re.compile(r"^ *```.*?^ *```$", re.MULTILINE | re.DOTALL)
