@@ -287,11 +287,14 @@ def test_restart_delay() -> None:
 
 
 _PARENT = """
-import sys, zmqcore
+import os, sys, time, zmqcore
 sys.path.insert(0, sys.argv[1])
 servers = zmqcore.ServerProcesses("t", "zmqcore_test_work:Work", processes=2, drain_timeout=30.0)
 servers.start()
 print("ready", flush=True)
+if "fork" in sys.argv and os.fork() == 0:
+    print(servers.running, servers.stop(), os.getpid(), flush=True)
+    time.sleep(600.0)
 finished = servers.serve_forever(float(sys.argv[2]))
 print("served", finished, flush=True)
 """
@@ -302,10 +305,10 @@ def parent(module: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """``parent(drain)`` starts a process that starts two."""
     made: list[subprocess.Popen[str]] = []
 
-    def start(drain: float = PATIENCE) -> subprocess.Popen[str]:
+    def start(drain: float = PATIENCE, *words: str) -> subprocess.Popen[str]:
         root = str(Path(zmqcore.__file__).parent.parent)
         process = subprocess.Popen(
-            [sys.executable, "-c", _PARENT, str(module), str(drain)],
+            [sys.executable, "-c", _PARENT, str(module), str(drain), *words],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": root},
         )  # fmt: skip
         made.append(process)
@@ -363,6 +366,22 @@ def test_a_second_signal_ends_all_at_once(
     assert process.communicate(timeout=PATIENCE) == ("served False\n", "")
     assert {type(future.exception()) for future in sleeping} == {PeerLost}
     assert list(runtime.glob("*.sock")) == []
+
+
+def test_a_forked_child_leaves_them_alone(
+    parent: Callable[..., subprocess.Popen[str]], client: Client, until: Until
+) -> None:
+    """It neither stops them, nor keeps them from noticing that the parent has died."""
+    process = parent(PATIENCE, "fork")
+    assert process.stdout is not None
+    running, stopped, forked = process.stdout.readline().split()
+    try:
+        assert (running, stopped) == ("()", "True")
+        assert client.call("echo", 1) == 1
+        process.kill()
+        until(lambda: client.members() == ())
+    finally:
+        os.kill(int(forked), signal.SIGKILL)
 
 
 # -- stopping ------------------------------------------------------------------------------------------------

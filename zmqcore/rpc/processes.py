@@ -22,6 +22,7 @@ from zmqcore import errors
 from zmqcore.endpoint import Endpoint
 from zmqcore.rpc import sigterm
 from zmqcore.rpc.backlog import OnFull
+from zmqcore.rpc.forked import renew_in_child
 from zmqcore.rpc.target import NotServable
 from zmqcore.topic import Topic
 
@@ -67,7 +68,8 @@ class ServerProcesses:
     A process that dies is started again, after a pause that doubles from 0.1 to 10 s while it does not live for 10 s.
     When this process dies, the others drain and end.
 
-    Use it as a context manager, or call start() and stop(). Thread-safe. A forked child cannot use it.
+    Use it as a context manager, or call start() and stop(). Thread-safe. In a forked child it has nothing started, and
+    leaves the parent's processes alone.
     """
 
     def __init__(
@@ -109,10 +111,18 @@ class ServerProcesses:
                 "lease": lease,
             },
         }
+        self._alive: set[_Process] = set()
+        self.renew()
+        renew_in_child(self)
+
+    def renew(self) -> None:
+        """In a forked child: what runs is the parent's."""
+        for process in self._alive:
+            process.leave_to_parent()
         # Reentrant: a signal handler may call stop() while its thread is in start() or stop(). Guards all below.
         self._lock = threading.RLock()
         self._slots: list[_Slot] = []
-        self._alive: set[_Process] = set()
+        self._alive = set()
         self._stopping = False
         self._restarts = 0
         self._restarting = threading.Lock()
@@ -418,6 +428,11 @@ class _Process:
                 self.popen.kill()
                 return self.popen.wait()
         return self.popen.poll()
+
+    def leave_to_parent(self) -> None:
+        """In a forked child: hold nothing open by which it hears its parent, and do not wait for it."""
+        self.socket.close()
+        self.popen.returncode = 0
 
     def close(self) -> None:
         """After its end: close the socket, and remove the files of those that it has bound. Twice is fine."""
