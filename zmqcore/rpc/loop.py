@@ -224,7 +224,7 @@ class LoopChannels:
     async def _in_turn(self, driven: _Driven, deadline: float | None, attempt: Callable[[], T]) -> T:
         """Return what ``attempt()`` returns once there is room; who came first goes first.
 
-        Raises Overloaded at the deadline.
+        Raises Overloaded at the deadline, and PeerLost when the channel has gone.
         """
         turn = asyncio.Event()
         waiting = driven.waiting
@@ -233,6 +233,11 @@ class LoopChannels:
         self._sent(driven, None)
         try:
             while True:
+                if driven not in self._all and not self._closed:
+                    raise errors.PeerLost(
+                        f"{driven.channel.endpoint}: the connection was lost; this message had not been sent",
+                        executed_possible=False,
+                    )
                 left = time_left(deadline)
                 if waiting[0] is turn:
                     try:
