@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+import zmqcore
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,6 +38,13 @@ def test_every_page_is_on_it_and_in_its_navigation(site: Path) -> None:
         name = page.relative_to(ROOT / "docs").with_suffix(".html")
         assert (site / "docs" / name).exists()
         assert f'class="reference internal" href="{name}"' in navigation or page.stem == "index", name
+
+
+def test_every_public_name_is_documented(site: Path) -> None:
+    pages = (site / "docs" / "reference" / "python").glob("*.html")
+    text = "".join(page.read_text(encoding="utf-8") for page in pages)
+    for name in zmqcore.__all__:
+        assert name == "__version__" or re.search(rf'id="zmqcore\.(?:errors\.)?{name}"', text), name
 
 
 def test_compiled_classes_are_documented(site: Path) -> None:
