@@ -20,10 +20,11 @@ ASAN, TRACE, WERROR = (os.environ.get(f"ZMQCORE_{name}") == "1" for name in ("AS
 
 MODULES = ["_libzmq", "_frame", "_socket", "_channel", "_pool", "_port", "_body"]
 
-compile_args, link_args = [], []
-if sys.platform != "win32":
-    # No warning is suppressed: the C that Cython 3.1 and later write is clean under -Wextra.
-    compile_args += ["-O2", "-Wall", "-Wextra"]
+# Windows is not supported. There only the Python files are installed: importing them says so, and what is missing.
+SUPPORTED = sys.platform != "win32"
+
+# No warning is suppressed: the C that Cython 3.1 and later write is clean under -Wextra.
+compile_args, link_args = ["-O2", "-Wall", "-Wextra"], []
 if WERROR:
     compile_args.append("-Werror")
 if ASAN:
@@ -43,7 +44,7 @@ setup(
                 libraries=["dl"] if sys.platform.startswith("linux") else [],
                 define_macros=[("CYTHON_TRACE_NOGIL", "1")] if TRACE else [],
             )
-            for name in MODULES
+            for name in (MODULES if SUPPORTED else [])
         ],
         # Cython.Coverage looks for the C file beside its source; otherwise the tree stays clean.
         build_dir=None if TRACE else "build/cython",

@@ -3,6 +3,15 @@
 >>> from zmqcore import Server, Client
 """
 
+import sys
+
+# Before anything that would fail there with a riddle. setup.py builds nothing on Windows, so that this is what is read.
+if sys.platform == "win32":
+    raise ImportError(
+        "zmqcore runs on Linux and macOS, not on Windows, which lacks what its compiled core is made of: poll(2),"
+        " dlopen(3), fork(2), Unix sockets. In WSL 2 it runs as on Linux: wsl --install, then pip install zmqcore there"
+    )
+
 from zmqcore import errors
 from zmqcore._version import __version__
 from zmqcore.codec import Limits
