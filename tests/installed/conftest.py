@@ -10,9 +10,10 @@ import json
 import os
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Callable, Iterator
-from importlib.metadata import Distribution, distribution
+from importlib.metadata import Distribution
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,9 @@ GIVE_UP = 60.0
 @pytest.fixture(scope="session")
 def installed() -> Distribution:
     """What pip knows of zmqcore; skips the test where the package is imported from its sources."""
-    found = distribution("zmqcore")
+    # Only there: what a build has left in the current directory would be found first.
+    site_packages = [sysconfig.get_path(name) for name in ("platlib", "purelib")]
+    found = next(iter(Distribution.discover(name="zmqcore", path=site_packages)))
     origin = json.loads(found.read_text("direct_url.json") or "{}")
     if origin.get("dir_info", {}).get("editable"):
         pytest.skip("installed in editable mode: the package is the source tree")
