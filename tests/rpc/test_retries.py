@@ -328,3 +328,24 @@ def test_a_member_that_cannot_be_reached_is_put_aside(
         targets = {target.endpoint: target for target in client._route._balancer._targets}
         assert targets[dead].is_aside(time.monotonic())
         assert Counter(client.call("linger") for _ in range(10)) == {"a": 5, "b": 5}
+
+
+def test_a_member_that_takes_nothing_new_is_not_put_aside(
+    workers: dict[str, Worker], make_node: Callable[..., Node], registry: str
+) -> None:
+    """It is about to stop, as all are one after the other in a rolling restart: that is no failure."""
+    assert workers
+    with Client("t", node=make_node(registry), timeout=PATIENCE) as client:
+        client.call("linger")
+        route = client._route
+        balancer = route._balancer
+
+        def aside_after(exc: Exception) -> list[bool]:
+            for _ in range(20):
+                target = balancer.choose(route.known())
+                assert target is not None
+                route.failed(target, exc)
+            return [target.is_aside(time.monotonic()) for target in balancer._targets]
+
+        assert aside_after(PeerLost("draining", executed_possible=False)) == [False, False]
+        assert sorted(aside_after(PeerLost("lost"))) == [False, True]

@@ -147,7 +147,10 @@ class Route:
 
     def failed(self, target: Target, exc: BaseException) -> None:
         """What choose() counted has ended, by ``exc``, which may say something about the member."""
-        if isinstance(exc, errors.Overloaded):
+        if isinstance(exc, errors.Overloaded) or (
+            isinstance(exc, errors.PeerLost) and not exc.executed_possible
+        ):
+            # It takes nothing more now: it is full, or about to stop, which is no failure.
             self._balancer.overloaded(target)
         elif isinstance(exc, (errors.Unreachable, errors.PeerLost, errors.DeadlineExceeded)):
             self._balancer.failed(target)
