@@ -41,6 +41,8 @@ called_back: ContextVar[bool] = ContextVar("zmqcore_called_back", default=False)
 _ENVELOPE_OVERHEAD_BYTES = 1 << 18
 #: What a context and its first socket take (6 with libzmq 4.3.5), and a little more.
 _CONTEXT_FDS = 8
+#: What a context may hold besides the pool's sockets: ports, and what users make by themselves. libzmq's own default.
+_SOCKETS_BESIDES_POOL = 1023
 #: How long, in seconds, closing waits for sockets that nobody closes. Longer than replies may linger (2 s).
 _TERM_PATIENCE = 5.0
 
@@ -145,7 +147,9 @@ class Node:
         with self._lock:
             self._check()
             if self._context is None:
-                self._context = self._given_context or _open_context()
+                self._context = self._given_context or _open_context(
+                    self.pool.max_sockets + _SOCKETS_BESIDES_POOL
+                )
             return self._context
 
     def _after_fork_in_child(self) -> None:
@@ -277,15 +281,16 @@ class Node:
         return f"<Node {self.identity[:8]} {self.matchmaker.url} {self.pool!r}{state}>"
 
 
-def _open_context() -> zmq.Context[zmq.Socket[bytes]]:
-    """Return a new context, its first socket made.
+def _open_context(max_sockets: int) -> zmq.Context[zmq.Socket[bytes]]:
+    """Return a new context for at most ``max_sockets`` sockets, its first one made.
 
     libzmq aborts the process if it gets no descriptor for either. Here one can still say so: raises PoolExhausted.
     """
     spare: list[int] = []
     try:
+        spare.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
         while len(spare) < _CONTEXT_FDS:
-            spare.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+            spare.append(os.dup(spare[0]))
     except OSError as exc:
         raise errors.PoolExhausted(
             f"a ZeroMQ context needs {_CONTEXT_FDS} file descriptors, and {len(spare)} are left ({exc.strerror});"
@@ -295,8 +300,9 @@ def _open_context() -> zmq.Context[zmq.Socket[bytes]]:
         for fd in spare:
             os.close(fd)
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    # The default of 1023 would be a second, hidden budget.
-    context.set(zmq.MAX_SOCKETS, context.get(zmq.SOCKET_LIMIT))
+    # The default of 1023 would be a second, hidden budget. The most that libzmq can do would cost a megabyte, and a
+    # third of a millisecond with the first socket.
+    context.set(zmq.MAX_SOCKETS, min(max_sockets, context.get(zmq.SOCKET_LIMIT)))
     context.socket(zmq.PAIR).close()
     return context
 

@@ -164,7 +164,8 @@ def test_a_registry_that_is_deleted_comes_back(
     matchmaker = opened(local_url)
     matchmaker.register(member("a"), ttl=60.0)
     watch = matchmaker.watch("inventory")
-    start_peer("b", ttl="1")
+    # Not too short: our thread is to see the new file before the peer has renewed.
+    start_peer("b", ttl="4")
     assert watch.wait_for(_has("a", "b"), PATIENCE) is not None
     before = watch.current
     with matchmaker._session.io:
@@ -407,6 +408,33 @@ def test_a_forked_child_goes_on_by_itself(
     assert threading.active_count() == parents_thread
     assert watch.wait_for(lambda known: any(each.server == "parent" for each in known.members), 0) is not None
     assert watch.wait_for(_has("parent"), PATIENCE) is not None
+
+
+@fork
+def test_a_child_begins_with_what_its_parent_knew(local_url: str, opened: Open, member: Make) -> None:
+    """Right after the fork: who uses the watch does not wait for the registry, its thread reads that."""
+    matchmaker = opened(local_url)
+    matchmaker.register(member("parent"))
+    watch = matchmaker.watch("inventory")
+    assert watch.wait_for(_has("parent"), PATIENCE) is not None
+
+    def child() -> None:
+        backend = watch.session.backend
+        connect, connected = backend.connect, []
+
+        def note() -> bool:
+            connected.append(threading.current_thread())
+            return connect()
+
+        backend.connect = note  # type: ignore[method-assign]
+        assert _has("parent")(watch.current)
+        assert not watch.stale
+        assert threading.main_thread() not in connected
+        matchmaker.register(member("child"))
+        assert watch.wait_for(_has("child", "parent"), PATIENCE) is not None
+        matchmaker.close()
+
+    _in_child(child)
 
 
 @fork

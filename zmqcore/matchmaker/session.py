@@ -34,6 +34,8 @@ _RENEWALS_PER_TTL: Final = 3
 _RETRY_MAX: Final = 1.0
 #: How long the thread sleeps when there is nothing to do; whatever brings work wakes it.
 _IDLE: Final = 3600.0
+#: For how long after a fork what the parent knew is news to the child: as long as a change may take to be seen.
+_INHERITANCE: Final = 1.0
 
 
 @final
@@ -115,6 +117,8 @@ class Session:
         self.groups: dict[Topic, Group] = {}
         self._failures = 0
         self._thread: threading.Thread | None = None
+        #: Until when, in a forked child, what the parent knew is as good as news.
+        self._inheritance_ends = -math.inf
         self._make_locks()
         # For whoever forgets to close: without the session nobody uses the backend, so this needs no lock.
         weakref.finalize(self, backend.disconnect).atexit = False
@@ -311,16 +315,18 @@ class Session:
 
     # -- the thread ---------------------------------------------------------------------------------------
 
-    def _run_thread(self) -> None:
+    def _run_thread(self, pause: float = 0.0) -> None:
+        """Have the thread take its next turn after ``pause`` seconds."""
         with self.lock:
             if self._thread is None and not self.closed:
                 wake = self.wake
                 ref = weakref.ref(self, lambda _: wake.set())
                 self._thread = threading.Thread(
-                    target=_keep_up, args=(ref, wake), name="zmqcore-matchmaker", daemon=True
+                    target=_keep_up, args=(ref, wake, pause), name="zmqcore-matchmaker", daemon=True
                 )
                 self._thread.start()
-        self.wake.set()
+        if not pause:
+            self.wake.set()
 
     def turn(self) -> float | None:
         """Do what is due, and return the seconds until something is again; ``None``: never."""
@@ -368,6 +374,8 @@ class Session:
         self._make_locks()
         self._thread = None
         self._failures = 0
+        if not self.stale:
+            self._inheritance_ends = self.clock() + _INHERITANCE
         self.stale = bool(self.groups)
         self.backend.abandon()
         for lease in self.leases.values():
@@ -379,7 +387,11 @@ class Session:
                 watch.leave_behind()
 
     def resume(self) -> None:
-        """Bring inherited watches up to date in a forked child, and keep them so."""
+        """Bring inherited watches up to date in a forked child, and keep them so.
+
+        Right after the fork they are: then reading the registry, which takes longer than a call, is left to the thread.
+        """
+        pause = 0.0
         with self.io:
             with self.lock:
                 for group in self.groups.values():
@@ -387,31 +399,35 @@ class Session:
                         watch.take_up()
             if self.closed:
                 return
-            try:
-                self._open()
-            except MatchmakerError as exc:
-                self._missed(exc)
+            if self.clock() < self._inheritance_ends:
+                self._mark(stale=False)
+                pause = self.backend.poll_interval
             else:
-                self._catch_up_quietly()
-        self._run_thread()
+                try:
+                    self._open()
+                except MatchmakerError as exc:
+                    self._missed(exc)
+                else:
+                    self._catch_up_quietly()
+        self._run_thread(pause)
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else "stale" if self.stale else "open"
         return f"leases={len(self.leases)} watched={len(self.groups)} {state}"
 
 
-def _keep_up(ref: weakref.ref[Session], wake: threading.Event) -> None:
+def _keep_up(ref: weakref.ref[Session], wake: threading.Event, pause: float | None) -> None:
     while True:
+        # Here, without a session: this thread must not be what keeps it alive.
+        wake.wait(pause)
+        wake.clear()
         session = ref()
         if session is None:
             return
         pause = session.turn()
-        # Before the wait: this thread must not be what keeps the session alive.
         del session
         if pause is None:
             return
-        wake.wait(pause)
-        wake.clear()
 
 
 # Guards _sessions, and is held across a fork, so that two forking threads do not take the sessions' locks in

@@ -26,7 +26,7 @@ class Watch:
     ``current`` is the latest known :class:`Membership`: a plain attribute, replaced as a whole, so that
     reading it takes no lock and never waits. ``stale`` is true while the registry cannot be reached: what is
     known stays. ``topic`` is what was asked for. Thread-safe. In a forked child the first use resumes the
-    watch there, which takes one read of the registry.
+    watch there, which takes one read of the registry unless the fork was less than 1 s ago.
     """
 
     __slots__ = ("__weakref__", "closed", "current", "cursor", "inherited", "session", "stale", "topic")
