@@ -106,7 +106,7 @@ def test_calls_beyond_workers_and_queue_are_rejected_at_once(
         assert results == list(range(workers + queue_size)), "first come, first served"
         assert sorted(gate.ran) == results, "what was rejected has not run"
         assert {type(error) for error in errors} == {Overloaded}
-        assert f"{workers} handlers run, {queue_size} calls wait" in str(errors[0])
+        assert f"the limits workers={workers} and queue_size={queue_size} are reached" in str(errors[0])
         assert server.stats()["rejected"] - before == len(errors) == offered - queue_size
         while gate.entered.acquire(blocking=False):
             pass
@@ -183,7 +183,10 @@ def test_the_log_tells_of_it_once(
         gate.opened.set()
         outcomes(futures)
     (record,) = caplog.records
-    assert "is overloaded: 1 handlers run, 1 calls wait" in record.getMessage()
+    assert (
+        "is overloaded: the limits workers=1 and queue_size=1 are reached; 1 calls rejected"
+        in record.getMessage()
+    )
 
 
 def test_draining_goes_on_rejecting(
@@ -236,7 +239,7 @@ def test_when_all_are_full_the_caller_is_told_at_once(
         gate.await_entered()
         filling.append(one.submit("wait"))
     until(lambda: all(server.stats()["queued"] == 1 for server in servers))
-    with pytest.raises(Overloaded, match="1 handlers run"):
+    with pytest.raises(Overloaded, match="workers=1"):
         client.call("echo", 1)
     assert [server.stats()["rejected"] for server in servers] == [1, 1, 1], "each has been asked once"
     gate.opened.set()
@@ -276,7 +279,7 @@ def test_an_async_server_rejects_what_does_not_fit(make_node: Callable[..., Node
             calls = [client.submit("wait", number) for number in range(100)]
             rejected = await asyncio.gather(*calls[7:], return_exceptions=True)
             assert {type(error) for error in rejected} == {Overloaded}
-            assert "3 coroutines run, 4 calls wait" in str(rejected[0])
+            assert "max_concurrency=3 and queue_size=4" in str(rejected[0])
             stats = server.stats()
             assert (stats["tasks"], stats["queued"], stats["rejected"]) == (3, 4, 93)
             assert await client.call("echo", 1) == 1, "plain functions do not wait for coroutines"

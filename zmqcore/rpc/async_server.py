@@ -387,8 +387,8 @@ class _Reader:
             self._start_task(request)
         else:
             for rejected in self._backlog.admit([request], 0):
-                limit = f"{self._max_concurrency} coroutines run, {self._backlog.size} calls wait"
-                self._dispatcher.reject(rejected, limit)
+                limits = f"max_concurrency={self._max_concurrency} and queue_size={self._backlog.size}"
+                self._dispatcher.reject(rejected, limits)
 
     def _start_task(self, request: Request) -> None:
         context = self._context.copy()

@@ -177,14 +177,15 @@ class Dispatcher:
         except Exception as exc:  # noqa: BLE001 - give_up() logs it
             self.give_up(request, exc)
 
-    def reject(self, request: Request, why: str) -> None:
+    def reject(self, request: Request, limits: str) -> None:
         """There is no room for a call: tell its caller, who may try elsewhere. Never raises."""
+        why = f"the limits {limits} are reached"
         self.rejected += 1
         if (now := time.monotonic()) >= self._silent_until:
             self._silent_until = now + _WARN_INTERVAL
             _logger.warning("%s is overloaded: %s; %d calls rejected so far", self._topic, why, self.rejected)
         try:
-            self._error(request, faults.describe("overloaded", f"{why}, and that is the limit; not executed"))
+            self._error(request, faults.describe("overloaded", f"{why}; not executed"))
         except Exception:
             _logger.exception("%r could not be answered", request)
 

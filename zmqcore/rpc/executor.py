@@ -301,9 +301,7 @@ class Threads(_Executor):
                     request = self._backlog.popleft()
                 self._receiving = request is None
             for each in rejected:
-                self._dispatcher.reject(
-                    each, f"{self._workers} handlers run, {self._backlog.size} calls wait"
-                )
+                self._dispatcher.reject(each, f"workers={self._workers} and queue_size={self._backlog.size}")
             if request is not None:
                 return request
         with self._lock:
