@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import subprocess
@@ -46,6 +47,11 @@ _COROUTINES = """
 import asyncio, signal, sys
 from zmqcore import AsyncServer
 
+LOOP = None
+if "uvloop" in sys.argv:
+    import uvloop
+    LOOP = uvloop.new_event_loop
+
 class Work:
     async def echo(self, value): return value
     async def sleep(self, seconds):
@@ -69,12 +75,22 @@ async def main():
     print("served", server.running, other.running, signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, flush=True)
 
 try:
-    asyncio.run(main())
+    with asyncio.Runner(loop_factory=LOOP) as runner:
+        runner.run(main())
 except KeyboardInterrupt:
     print("served", flush=True)
 """
 
-BOTH = pytest.mark.parametrize("program", [_THREADS, _COROUTINES], ids=["threads", "coroutines"])
+_UVLOOP = pytest.mark.skipif(importlib.util.find_spec("uvloop") is None, reason="uvloop is not installed")
+ALL = pytest.mark.parametrize(
+    "program",
+    [
+        pytest.param((_THREADS,), id="threads"),
+        pytest.param((_COROUTINES,), id="coroutines"),
+        pytest.param((_COROUTINES, "uvloop"), id="uvloop", marks=_UVLOOP),
+    ],
+)
+LOOPS = pytest.mark.parametrize("loop", ["asyncio", pytest.param("uvloop", marks=_UVLOOP)])
 
 
 @pytest.fixture
@@ -82,7 +98,7 @@ def serving() -> Iterator[Serving]:
     """``serving(program, *words, drain=…)`` starts it and waits until it serves."""
     made: list[subprocess.Popen[str]] = []
 
-    def start(program: str, *words: str, drain: float = PATIENCE) -> subprocess.Popen[str]:
+    def start(program: tuple[str, ...], *words: str, drain: float = PATIENCE) -> subprocess.Popen[str]:
         root = str(Path(zmqcore.__file__).parent.parent)
         process = subprocess.Popen(
             [sys.executable, "-c", program, str(drain), *words],
@@ -117,11 +133,11 @@ def _ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
-@BOTH
+@ALL
 def test_ctrl_c_drains(
-    serving: Serving, client: Client, node: Node, running: Running, runtime: Path, program: str
+    serving: Serving, client: Client, node: Node, running: Running, runtime: Path, program: tuple[str, ...]
 ) -> None:
-    process = serving(program)
+    process = serving(*program)
     sleeping = _called(client, running)
     process.send_signal(signal.SIGINT)
     assert sleeping.result() == "slept"
@@ -130,12 +146,12 @@ def test_ctrl_c_drains(
     assert list(runtime.glob("*.sock")) == []
 
 
-@BOTH
+@ALL
 def test_sigterm_drains(
-    serving: Serving, client: Client, node: Node, running: Running, runtime: Path, program: str
+    serving: Serving, client: Client, node: Node, running: Running, runtime: Path, program: tuple[str, ...]
 ) -> None:
     """It is how service managers stop a server."""
-    process = serving(program)
+    process = serving(*program)
     sleeping = _called(client, running)
     process.send_signal(signal.SIGTERM)
     assert sleeping.result() == "slept"
@@ -145,11 +161,11 @@ def test_sigterm_drains(
     assert list(runtime.glob("*.sock")) == []
 
 
-@BOTH
+@ALL
 def test_a_second_sigterm_ends_it_at_once(
-    serving: Serving, client: Client, running: Running, until: Until, program: str
+    serving: Serving, client: Client, running: Running, until: Until, program: tuple[str, ...]
 ) -> None:
-    process = serving(program, drain=600.0)
+    process = serving(*program, drain=600.0)
     sleeping = _called(client, running, 600.0)
     process.send_signal(signal.SIGTERM)
     until(lambda: client.members() == ())
@@ -159,9 +175,11 @@ def test_a_second_sigterm_ends_it_at_once(
     assert isinstance(sleeping.join(), PeerLost)
 
 
-@BOTH
-def test_draining_has_an_end(serving: Serving, client: Client, running: Running, program: str) -> None:
-    process = serving(program, drain=0.3)
+@ALL
+def test_draining_has_an_end(
+    serving: Serving, client: Client, running: Running, program: tuple[str, ...]
+) -> None:
+    process = serving(*program, drain=0.3)
     sleeping = _called(client, running, 600.0)
     process.send_signal(signal.SIGTERM)
     code, out, _ = _ended(process)
@@ -182,17 +200,21 @@ def test_a_signal_handler_may_stop_the_server_again_and_again(
     assert _ended(process) == (0, "served\n", "")
 
 
-def test_sigterm_stops_all_servers_of_a_loop(serving: Serving, client: Client, running: Running) -> None:
+@LOOPS
+def test_sigterm_stops_all_servers_of_a_loop(
+    serving: Serving, client: Client, running: Running, loop: str
+) -> None:
     """And leaves the signal as it was."""
-    process = serving(_COROUTINES, "two")
+    process = serving(_COROUTINES, "two", loop)
     sleeping = _called(client, running)
     process.send_signal(signal.SIGTERM)
     assert sleeping.result() == "slept"
     assert _ended(process) == (0, "served False False True\n", "")
 
 
-def test_a_loops_own_handler_stays(serving: Serving, client: Client) -> None:
-    process = serving(_COROUTINES, "own-handler")
+@LOOPS
+def test_a_loops_own_handler_stays(serving: Serving, client: Client, loop: str) -> None:
+    process = serving(_COROUTINES, "own-handler", loop)
     assert client.call("echo", 1) == 1
     process.send_signal(signal.SIGTERM)
     assert _ended(process) == (0, "heard\nserved False False False\n", "")
