@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import weakref
 from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, Self, TypeGuard, TypeVar
@@ -35,6 +36,9 @@ class AsyncClient(BaseClient):
     in several threads. Cancelling a call tells the server, which cancels the coroutine that it runs.
     """
 
+    #: The channels of the loop that has used the client last: mostly there is only that one.
+    _last_channels: Callable[[], LoopChannels | None] = staticmethod(lambda: None)
+
     # -- operations ------------------------------------------------------------------------------------------
 
     async def call(self, method: str, /, *args: Any, **kwargs: Any) -> Any:
@@ -47,7 +51,8 @@ class AsyncClient(BaseClient):
         refusal = None
         if target is not None and self.hedge_after is None:
             try:
-                return await self._call(channels, target.endpoint, request, deadline)
+                endpoint = target.endpoint
+                return faults.outcome(await channels.call(endpoint, request, deadline), self._codec, endpoint)
             except Refused as exc:
                 refusal = exc
         search = self._search(deadline)
@@ -151,7 +156,11 @@ class AsyncClient(BaseClient):
         return deadline, (self._wire, method, body, buffers or None, self._metadata, self._codec_id)
 
     def _channels(self) -> LoopChannels:
-        return channels_of_running_loop(self._node)
+        channels = self._last_channels()
+        if channels is None or channels.loop is not asyncio.get_running_loop():
+            channels = channels_of_running_loop(self._node)
+            self._last_channels = weakref.ref(channels)
+        return channels
 
     async def _known(self) -> Membership:
         """Return the members as far as is known; the first look asks the registry, not on this thread."""

@@ -128,7 +128,7 @@ class _Driven:
         self.adopted = channel.adopt()  # not if another loop has: then both read it
         self.announced = channel.peer_instance is not None
         self.timer: asyncio.TimerHandle | None = None
-        self.deadline = 0.0  # of the timer, on the loop's clock
+        self.deadline = 0.0  # that the timer is for
         self.look_due = False
         self.used = True
         self.waiting: deque[asyncio.Event] = deque()  # for room in the window, first come first served
@@ -146,13 +146,14 @@ class LoopChannels:
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, node: Node) -> None:
-        self._loop = loop
+        self.loop = loop
         self._node = weakref.ref(node)  # as long as a channel is driven, that holds it
         self._thread = threading.get_ident()
         self._by_endpoint: dict[str, _Driven] = {}
         self._all: set[_Driven] = set()
         self._held: set[Channel] = set()  # the channels of _all, for when the loop is garbage
-        self._futures: set[asyncio.Future[None]] = set()
+        self._futures: dict[Pending, asyncio.Future[None]] = {}
+        self._settle = _settler(self)
         self._connecting: dict[str, asyncio.Task[None]] = {}
         self._connectors = asyncio.Semaphore(_CONNECTORS)
         self._sweeper: asyncio.TimerHandle | None = None
@@ -173,34 +174,37 @@ class LoopChannels:
             driven = await self.drive(endpoint, deadline)
         if not driven.announced:
             await self._hear_hello(driven, request, deadline)
-        loop = self._loop
-        future: asyncio.Future[None] = loop.create_future()
-        settle = self._settle(future)
         left = check_time(deadline)
         submit = driven.channel.submit_nowait
-        self._futures.add(future)
-        try:
-            pending: Pending | None = None
-            if not driven.waiting:
-                try:
-                    pending = submit(*request, left, settle)
-                except errors.Overloaded:
-                    pass
-            if pending is None:
-                pending = await self._in_turn(
-                    driven, deadline, lambda: submit(*request, time_left(deadline), settle)
-                )
-                left = time_left(deadline)
-            self._sent(driven, left)
+        pending: Pending | None = None
+        if not driven.waiting:
             try:
-                await future
-            except BaseException:
-                if pending.cancel() and not loop.is_closed():
-                    self._sent(driven, None)
-                raise
-        finally:
-            self._futures.discard(future)
+                pending = submit(*request, left, self._settle)
+            except errors.Overloaded:
+                pass
+        if pending is None:
+            pending = await self._in_turn(
+                driven, deadline, lambda: submit(*request, time_left(deadline), self._settle)
+            )
+        self._sent(driven, deadline)
+        await self._end(pending, driven)
         return pending.envelope()
+
+    async def _end(self, pending: Pending, driven: _Driven) -> None:
+        """Wait until ``pending`` has ended; if that is cancelled, give it up."""
+        future: asyncio.Future[None] = self.loop.create_future()
+        self._futures[pending] = future
+        try:
+            if (
+                not pending.done
+            ):  # else it may have been settled, by another thread, before the future was there
+                await future
+        except BaseException:
+            if pending.cancel() and not self.loop.is_closed():
+                self._sent(driven, None)
+            raise
+        finally:
+            del self._futures[pending]
 
     async def send(self, endpoint: str, kind: str, request: Message, deadline: float | None) -> None:
         """Send a one-way message to ``endpoint``. Raises as Channel.send() and ChannelPool.acquire() do."""
@@ -284,7 +288,7 @@ class LoopChannels:
             mine = connecting is None or connecting.done()
             if connecting is None or connecting.done():
                 # One thread, however many wait for this endpoint.
-                connecting = self._loop.create_task(
+                connecting = self.loop.create_task(
                     self._connect(node, endpoint, deadline), context=self._context.copy()
                 )
                 self._connecting[endpoint] = connecting
@@ -340,9 +344,9 @@ class LoopChannels:
         self._all.add(driven)
         self._held.add(channel)
         self._by_endpoint[endpoint] = driven
-        self._context.copy().run(self._loop.add_reader, driven.fd, self._look, driven)
+        self._context.copy().run(self.loop.add_reader, driven.fd, self._look, driven)
         if self._sweeper is None:
-            self._sweeper = self._loop.call_later(_IDLE, self._sweep, context=self._context)
+            self._sweeper = self.loop.call_later(_IDLE, self._sweep, context=self._context)
         self._sent(driven, None)
         return driven
 
@@ -355,7 +359,7 @@ class LoopChannels:
             elif driven.channel.clean and not driven.waiting:
                 self._let_go(driven)
         if self._all:
-            self._sweeper = self._loop.call_later(_IDLE, self._sweep, context=self._context)
+            self._sweeper = self.loop.call_later(_IDLE, self._sweep, context=self._context)
 
     def _let_go(self, driven: _Driven) -> None:
         channel = driven.channel
@@ -366,9 +370,9 @@ class LoopChannels:
             del self._by_endpoint[channel.endpoint]
         if driven.timer is not None:
             driven.timer.cancel()
-        if not self._loop.is_closed():
+        if not self.loop.is_closed():
             # Before its socket can be closed: the number of the descriptor may have another meaning then.
-            self._loop.remove_reader(driven.fd)
+            self.loop.remove_reader(driven.fd)
             for turn in driven.waiting:
                 turn.set()
         self._held.discard(channel)
@@ -390,10 +394,10 @@ class LoopChannels:
 
     def close_down(self, timeout: float) -> None:
         """The node is being closed: give all channels back, whose sockets are closed next. Called by any thread."""
-        if self._loop.is_closed() or threading.get_ident() == self._thread or not self._loop.is_running():
+        if self.loop.is_closed() or threading.get_ident() == self._thread or not self.loop.is_running():
             self._close()
         else:
-            on_loop(self._loop, self._close, timeout)
+            on_loop(self.loop, self._close, timeout)
 
     def _close(self) -> None:
         self._closed = True
@@ -405,48 +409,40 @@ class LoopChannels:
 
     # -- driving -------------------------------------------------------------------------------------------
 
-    def _settle(self, future: asyncio.Future[None]) -> Callable[[Pending], None]:
-        """Return a callback for the channel that resolves ``future``, on whichever thread it is called."""
-        reference = weakref.ref(future)
-        thread = self._thread
+    def settle(self, pending: Pending) -> None:
+        """``pending`` has ended. Called by whichever thread drives its channel."""
+        future = self._futures.get(pending)
+        if future is None:
+            return
+        if threading.get_ident() == self._thread:
+            _resolve(future)
+            return
+        try:
+            self.loop.call_soon_threadsafe(_resolve, future)
+        except RuntimeError:
+            pass  # the loop has been closed
 
-        def settle(_: Pending) -> None:
-            future = reference()
-            if future is None:
-                return
-            if threading.get_ident() == thread:
-                _resolve(future)
-                return
-            try:
-                future.get_loop().call_soon_threadsafe(_resolve, future)
-            except RuntimeError:
-                pass  # the loop has been closed
-
-        return settle
-
-    def _sent(self, driven: _Driven, timeout: float | None) -> None:
+    def _sent(self, driven: _Driven, deadline: float | None) -> None:
         """Something was sent: look at the channel once at the end of this turn, and at the deadline."""
         driven.used = True
         if not driven.look_due:
             driven.look_due = True
-            self._loop.call_soon(self._look, driven, context=self._context)
-        if timeout is not None:
-            self._arm(driven, timeout)
+            self.loop.call_soon(self._look, driven, context=self._context)
+        if deadline is not None and (driven.timer is None or deadline < driven.deadline):
+            self._arm(driven, deadline)
 
-    def _arm(self, driven: _Driven, timeout: float) -> None:
-        due = self._loop.time() + timeout
+    def _arm(self, driven: _Driven, deadline: float) -> None:
         if driven.timer is not None:
-            if driven.deadline <= due:
-                return
             driven.timer.cancel()
-        driven.deadline = due
-        driven.timer = self._loop.call_at(due, self._expire, driven, context=self._context)
+        driven.deadline = deadline
+        left = max(0.0, deadline - time.monotonic())
+        driven.timer = self.loop.call_later(left, self._expire, driven, context=self._context)
 
     def _expire(self, driven: _Driven) -> None:
         driven.timer = None
         left = self._look(driven)
         if left is not None:
-            self._arm(driven, left)
+            self._arm(driven, time.monotonic() + left)
 
     def _look(self, driven: _Driven) -> float | None:
         """Take what has come; return how many seconds are left until the next deadline."""
@@ -468,6 +464,18 @@ class LoopChannels:
 
 def _is_gone(channel: Channel) -> bool:
     return channel.state_name in ("lost", "closed")
+
+
+def _settler(channels: LoopChannels) -> Callable[[Pending], None]:
+    """Return the callback for all requests of ``channels``: what is outside the loop must not keep it alive."""
+    reference = weakref.ref(channels)
+
+    def settle(pending: Pending) -> None:
+        channels = reference()
+        if channels is not None:
+            channels.settle(pending)
+
+    return settle
 
 
 def _resolve(future: asyncio.Future[None]) -> None:
