@@ -254,7 +254,9 @@ class LoopChannels:
                     return attempt()
                 turn.clear()
                 try:
-                    await asyncio.wait_for(turn.wait(), left)
+                    # Not wait_for(), which in Python 3.11 may lose a cancellation.
+                    async with asyncio.timeout(left):
+                        await turn.wait()
                 except TimeoutError:
                     self._look(driven)
         finally:
