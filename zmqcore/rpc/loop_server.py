@@ -61,7 +61,7 @@ class LoopServer:
         stopping = self._server.stop(drain, timeout)
         try:
             finished = asyncio.run_coroutine_threadsafe(stopping, self._loop).result(timeout + _GRACE)
-        except RuntimeError:  # the loop has ended meanwhile
+        except (RuntimeError, concurrent.futures.CancelledError):  # the loop has ended, or ends, meanwhile
             stopping.close()
             return True
         except TimeoutError:
