@@ -1,14 +1,19 @@
-"""zmqcore itself, as a process that is measured: ``call``, ``cast`` and ``submit`` through the public API.
+"""zmqcore itself, as a process that is measured: calls, casts, futures and coroutines through the public API.
 
 ``python peers_zmqcore.py server|client ENDPOINT [--workers N] [--spin SECONDS]`` speaks the line protocol of
-``peer.py``. The client is told where the server listens (``connect=``), so no registry takes part.
+``peer.py``. The client is told where the server listens (``connect=``), so no registry takes part. Besides, a client
+knows ``asyncio SIZE SECONDS DEPTH`` and ``uvloop SIZE SECONDS DEPTH``: DEPTH coroutines, each with one call after the
+other.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import collections
+import importlib
 import time
+from collections.abc import Callable
 from typing import Any
 
 from peer import (
@@ -26,7 +31,7 @@ from peer import (
     say,
 )
 
-from zmqcore import Client, Node, Server, _frame
+from zmqcore import AsyncClient, Client, Node, Server, _frame
 from zmqcore.codec import get_codec
 
 TOPIC = "bench"
@@ -72,6 +77,33 @@ def measure_inflight(client: Client, size: int, seconds: float, depth: int) -> d
             now = time.perf_counter_ns()
     elapsed = time.perf_counter_ns() - begin
     return {"calls": number, "rate": number * 1e9 / elapsed, "total": number, "cpu": cpu_seconds() - cpu}
+
+
+async def measure_coroutines(client: AsyncClient, size: int, seconds: float, depth: int) -> dict[str, Any]:
+    """Let ``depth`` coroutines call, one call after the other each."""
+    payload_of = payload_maker(size)
+    calls = 0
+
+    async def work(number: int) -> None:
+        nonlocal calls
+        while time.perf_counter_ns() < end:
+            for _ in range(16):
+                number += 1
+                payload = payload_of(number)
+                answer = await client.call("echo", payload)
+                if not same(answer, payload):
+                    raise WrongAnswer(f"sent {payload[:32]!r}, got {bytes(answer[:32])!r}")
+            calls += 16
+
+    await client.call("finish")  # the loop has its channel
+    cpu = cpu_seconds()
+    begin = time.perf_counter_ns()
+    end = begin + int(seconds * 1e9)
+    async with asyncio.TaskGroup() as group:
+        for index in range(depth):
+            group.create_task(work(index << 32))
+    elapsed = time.perf_counter_ns() - begin
+    return {"calls": calls, "rate": calls * 1e9 / elapsed, "total": calls, "cpu": cpu_seconds() - cpu}
 
 
 def measure_pack(size: int, seconds: float) -> dict[str, Any]:
@@ -131,7 +163,21 @@ def run_client(node: Node, endpoint: str) -> None:
     def soak(size: int, calls: float, count: int) -> dict[str, Any]:
         return measure_threads(lambda: call, size, count, calls=int(calls))
 
+    def coroutines(make_loop: Callable[[], asyncio.AbstractEventLoop]) -> Task:
+        def measure(size: int, seconds: float, depth: int) -> dict[str, Any]:
+            with asyncio.Runner(loop_factory=make_loop) as runner:
+                asynchronous = AsyncClient(TOPIC, node=node, connect=endpoint, timeout=TIMEOUT)
+                return runner.run(measure_coroutines(asynchronous, size, seconds, depth))
+
+        return measure
+
+    def uvloop() -> asyncio.AbstractEventLoop:
+        loop: asyncio.AbstractEventLoop = importlib.import_module("uvloop").new_event_loop()
+        return loop
+
     tasks: dict[str, Task] = {
+        "asyncio": coroutines(asyncio.new_event_loop),
+        "uvloop": coroutines(uvloop),
         "call": lambda size, seconds, _: measure_calls(call, size, seconds),
         "cast": lambda size, seconds, _: measure_casts(cast, finish, size, seconds),
         "inflight": lambda size, seconds, depth: measure_inflight(client, size, seconds, depth),

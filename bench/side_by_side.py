@@ -66,6 +66,10 @@ class Task:
     title: str
     entries: tuple[Entry, ...]
 
+    def and_also(self, *entries: Entry) -> Task:
+        """Return this task with further entries."""
+        return dataclasses.replace(self, entries=self.entries + entries)
+
 
 def same_command(name: str, title: str, command: str, peers: str) -> Task:
     """Return the task that lets several peers run one command."""
@@ -79,15 +83,18 @@ TASKS = (
     same_command("call-1m", "call, 1 MiB each way", f"call {MIB} {{s}}", "c pyzmq-frames zmqcore"),
     Task(
         "threads",
-        "16 B calls from 1 and 8 threads",
+        "16 B calls from 1, 8 and 32 threads",
         tuple(
             Entry(f"{peer} x{threads}", peer, f"threads 16 {{s}} {threads}")
             for peer in ("c", "pyzmq", "zmqcore")
-            for threads in (1, 8)
+            for threads in (1, 8, 32)
         ),
     ),
     same_command(
         "inflight", "100 calls in flight, 16 B", "inflight 16 {s} 100", "c pyzmq pyzmq-msgpack zmqcore"
+    ).and_also(
+        Entry("zmqcore asyncio", "zmqcore", "asyncio 16 {s} 100"),
+        Entry("zmqcore uvloop", "zmqcore", "uvloop 16 {s} 100"),
     ),
     same_command("pack", "pack + unpack of a small call, no I/O", "pack 16 {s}", "zmqcore"),
 )
@@ -126,6 +133,36 @@ GOALS = (
         3,
         "zmqcore x1",
         aim=True,
+    ),
+    Goal(
+        "32 threads on a client, calls/s",
+        "threads",
+        "zmqcore x32",
+        "rate",
+        False,
+        40_000,
+        transports=("tcp",),
+    ),
+    Goal(
+        "submit, 100 in flight, calls/s", "inflight", "zmqcore", "rate", False, 150_000, transports=("tcp",)
+    ),
+    Goal(
+        "asyncio, 100 in flight, calls/s",
+        "inflight",
+        "zmqcore asyncio",
+        "rate",
+        False,
+        70_000,
+        transports=("tcp",),
+    ),
+    Goal(
+        "uvloop, 100 in flight, calls/s",
+        "inflight",
+        "zmqcore uvloop",
+        "rate",
+        False,
+        120_000,
+        transports=("tcp",),
     ),
     Goal("pack + unpack of a small call, µs", "pack", "zmqcore", "p50_us", True, 1.5, transports=("tcp",)),
 )

@@ -6,13 +6,14 @@ goals, see ``side_by_side.py``.
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable, Iterator
 
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from zmqcore import Client, Node
+from zmqcore import AsyncClient, Client, Node
 
 PAYLOAD = b"0123456789abcdef"
 TIMEOUT = 10.0
@@ -81,6 +82,24 @@ def test_100_submitted(benchmark: BenchmarkFixture, connect: Callable[..., Clien
         return [future.result(TIMEOUT) for future in futures]
 
     assert benchmark(hundred) == [PAYLOAD] * 100
+
+
+@pytest.mark.benchmark(group="rpc: 100 calls")
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_100_coroutines(
+    benchmark: BenchmarkFixture, start_server: Callable[..., str], node: Node, loop: str
+) -> None:
+    """All in flight at once, driven by an event loop."""
+    factory = pytest.importorskip(loop).new_event_loop
+    client = AsyncClient("bench", node=node, connect=start_server("tcp", "--workers=0"), timeout=TIMEOUT)
+
+    async def hundred() -> list[bytes]:
+        return await asyncio.gather(*(client.call("echo", PAYLOAD) for _ in range(100)))
+
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(hundred())
+        assert benchmark(lambda: runner.run(hundred())) == [PAYLOAD] * 100
+        runner.run(client.close())
 
 
 @pytest.mark.benchmark(group="rpc: 100 calls")
