@@ -29,7 +29,8 @@ LAYERS: dict[str, list[str]] = {
     "_socket": [*BASE, "_libzmq"],
     "_channel": [*BASE, "_libzmq", "_frame", "_socket"],
     "_port": [*BASE, "_libzmq", "_frame", "_socket"],
-    "_pool": [*BASE, "_libzmq", "_frame", "_socket", "_channel"],
+    "_table": [*BASE, "_libzmq", "_frame", "_socket", "_channel"],
+    "_pool": [*BASE, "_libzmq", "_frame", "_socket", "_channel", "_table"],
     # value types, and what knows nothing of sockets
     "_body": [*BASE],
     "codec": [*BASE, "_body"],
@@ -62,7 +63,7 @@ BELOW = [*LAYERS]
 LAYERS["oslo"] = BELOW
 LAYERS["cli"] = [*BELOW, "router"]
 
-CORE = ["_libzmq", "_frame", "_socket", "_channel", "_port", "_pool"]
+CORE = ["_libzmq", "_frame", "_socket", "_channel", "_port", "_table", "_pool"]
 COMPILED = [*CORE, "_body"]
 
 # room -> imported names (fnmatch) it promises not to need, at any depth of the file.

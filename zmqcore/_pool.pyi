@@ -8,8 +8,6 @@ from zmqcore._frame import Envelope
 
 __all__ = ["ChannelPool", "default_max_sockets"]
 
-WAIT_BUCKETS: tuple[float, ...]
-
 def default_max_sockets() -> int: ...
 
 class _Refusal(Protocol):

@@ -1,0 +1,4 @@
+__all__ = ["CAUSES", "WAIT_BUCKETS"]
+
+CAUSES: tuple[str, ...]
+WAIT_BUCKETS: tuple[float, ...]
