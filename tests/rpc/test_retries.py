@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import zmqcore
 from zmqcore import AsyncClient, Client, Node, Overloaded, PeerLost, RemoteError, Retry, Server
 
 PATIENCE = 30.0
@@ -126,6 +127,19 @@ def test_an_idempotent_call_of_coroutines_is_made_elsewhere(two: dict[str, Any],
                 assert settled(client)
 
         asyncio.run(main())
+
+
+def test_an_idempotency_key_goes_along_and_makes_a_call_idempotent(serve: Serve, connect: Connect) -> None:
+    serve("keys", {"seen": zmqcore.metadata})
+    client = connect("keys", metadata={"trace": "1"})
+    keyed = client.prepare(idempotency_key="invoice-17")
+    assert keyed.idempotent
+    assert not client.idempotent
+    assert keyed.call("seen") == {"trace": "1", "idempotency-key": "invoice-17"}
+    assert keyed.prepare(idempotency_key="18", metadata=None).call("seen") == {"idempotency-key": "18"}
+    assert client.call("seen") == {"trace": "1"}
+    with pytest.raises(ValueError, match="idempotency_key"):
+        client.prepare(idempotency_key="")
 
 
 # -- a member is overloaded ----------------------------------------------------------------------------------

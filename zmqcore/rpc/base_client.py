@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 from zmqcore.matchmaker import Member
 from zmqcore.node import Node, default_node
 from zmqcore.rpc.balancing import Target
-from zmqcore.rpc.metadata import Metadata, encode
+from zmqcore.rpc.metadata import IDEMPOTENCY_KEY, Metadata, encode
 from zmqcore.rpc.retry import Retry, Search
 from zmqcore.rpc.route import Routes
 from zmqcore.topic import Topic
@@ -84,12 +84,22 @@ class BaseClient:
         idempotent: bool = _UNSET,
         hedge_after: float | None = _UNSET,
         metadata: Metadata | None = _UNSET,
+        idempotency_key: str | None = None,
     ) -> Self:
         """Return a client like this one but for what is given: e.g. only the server of that name.
+
+        ``idempotency_key`` names what the calls are about, so that the handler knows when it has done that already.
+        It travels with them as metadata, "idempotency-key", and makes them idempotent.
 
         Cheap. It is the same client under other options, not one of its own: both share what they know of the members
         and count their calls together, and close() of either closes both.
         """
+        if idempotency_key is not None:
+            if not idempotency_key:
+                raise ValueError("idempotency_key is empty")
+            idempotent = True
+            inherited = self.metadata if metadata is _UNSET else metadata
+            metadata = {**(inherited or {}), IDEMPOTENCY_KEY: idempotency_key}
         client = type(self).__new__(type(self))
         client.__dict__.update(self.__dict__)
         given = {

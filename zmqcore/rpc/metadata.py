@@ -9,9 +9,12 @@ from typing import Any
 from zmqcore import errors
 from zmqcore.codec import Codec
 
-__all__ = ["Metadata", "current", "decode", "encode", "metadata"]
+__all__ = ["IDEMPOTENCY_KEY", "Metadata", "current", "decode", "encode", "metadata"]
 
 Metadata = Mapping[str, Any]
+
+#: The key under which ``prepare(idempotency_key=…)`` travels.
+IDEMPOTENCY_KEY = "idempotency-key"
 
 #: It is there to be read by everybody on the way: what is large belongs into the arguments.
 _MAX_BYTES = 64 << 10
