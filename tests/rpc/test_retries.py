@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
 from collections import Counter
@@ -330,6 +331,7 @@ def test_a_member_that_cannot_be_reached_is_put_aside(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     assert workers
+    caplog.set_level(logging.INFO, "zmqcore.client")
     node = make_node(registry)
     with Client("t", node=node, timeout=PATIENCE) as found:
         good = [member.endpoints[0] for member in found.members()]

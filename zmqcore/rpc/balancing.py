@@ -173,7 +173,8 @@ class Balancer:
             failures, target.failures = target.failures, _FAILURES - 1
             target.times_aside = min(target.times_aside + 1, 10)
             self._burden(target, _MORE, now + duration)
-        _logger.warning(
+        # No warning: the client has dealt with it, and its callers are told what they must know.
+        _logger.info(
             "%s has failed %d times in a row; others are preferred for %g s",
             target.endpoint,
             failures,
