@@ -116,7 +116,8 @@ stubtest: $(VENV)/.tools  ## of these only the stubs against the built modules
 
 .PHONY: docs
 docs: $(VENV)/.tools  ## build/site: the documentation as a site; a warning is an error
-	@$(PY) -m sphinx -W --keep-going -q -c docs -d build/doctrees . build/site
+	@# All anew (-E -a): the navigation stands on every page, and docstrings come from compiled modules, too.
+	@$(PY) -m sphinx -W --keep-going -q -E -a -c docs -d build/doctrees . build/site
 	@echo 'build/site/index.html'
 
 # -- the wheel ------------------------------------------------------------------------------------------

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import re
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 from pygments.lexers.special import TextLexer
 from sphinx.application import Sphinx
@@ -29,6 +33,8 @@ exclude_patterns = [".*", "build", "dist", "*.egg-info", "zmqcore"]
 html_theme = "furo"
 html_title = f"zmqcore {release}"
 html_extra_path = ["site/index.html"]
+html_static_path = ["site/static"]
+html_css_files = ["zmqcore.css"]
 html_copy_source = False
 html_theme_options = {
     "light_css_variables": {"color-brand-primary": "#0b6e6e", "color-brand-content": "#0b6e6e"},
@@ -63,7 +69,42 @@ def navigation(app: Sphinx, docname: str, source: list[str]) -> None:  # noqa: A
         source[0] += f"\n\n```{{toctree}}\n:hidden:\n:caption: {caption}\n\n{entries}\n```\n"
 
 
+@cache
+def stub_of(module: str) -> dict[str, tuple[str, str]]:
+    """Return the arguments and the result of each function in a compiled module's stub, by its qualified name."""
+    path = Path(zmqcore.__file__).with_name(f"{module}.pyi")
+    if not path.exists():
+        return {}
+    signatures = {}
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef):
+            signatures[node.name] = signature_in(node)
+        elif isinstance(node, ast.ClassDef):
+            for method in node.body:
+                if isinstance(method, ast.FunctionDef):
+                    signatures[f"{node.name}.{method.name}"] = signature_in(method, bound=True)
+            if f"{node.name}.__init__" in signatures:
+                signatures[node.name] = signatures[f"{node.name}.__init__"][0], ""
+    return signatures
+
+
+def signature_in(function: ast.FunctionDef, *, bound: bool = False) -> tuple[str, str]:
+    arguments = function.args
+    if bound and "staticmethod" not in map(ast.unparse, function.decorator_list):
+        del (arguments.posonlyargs or arguments.args)[0]
+    return f"({ast.unparse(arguments)})", ast.unparse(function.returns or ast.Constant(None))
+
+
+def signature_from_stub(app: Sphinx, what: str, name: str, *_: Any) -> tuple[str, str] | None:  # noqa: ARG001
+    """Show compiled functions as their stubs have them: what Cython writes into docstrings is half C."""
+    if what not in ("class", "function", "method"):
+        return None
+    module, _, qualified = name.removeprefix("zmqcore.").partition(".")
+    return stub_of(module).get(qualified)
+
+
 def setup(app: Sphinx) -> None:
+    app.connect("autodoc-process-signature", signature_from_stub)
     app.connect("source-read", navigation)
     # What a block prints, on the pages.
     app.add_lexer("output", TextLexer)

@@ -22,7 +22,8 @@ def handler(message):
 handler.count = 0
 driver = ZmqcoreDriver()
 # The signal may have interrupted a thread that holds a lock, so another one does it.
-signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=driver.stop_consuming).start())
+for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, lambda *_: threading.Thread(target=driver.stop_consuming).start())
 print("consuming", flush=True)
 serve(driver, sys.argv[1], "work", handler)
 driver.close()

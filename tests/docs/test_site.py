@@ -51,6 +51,8 @@ def test_compiled_classes_are_documented(site: Path) -> None:
     core = (site / "docs" / "reference" / "python" / "core.html").read_text(encoding="utf-8")
     assert 'id="zmqcore._pool.ChannelPool.acquire"' in core
     assert "first come first served" in core
+    text = re.sub(r"<[^>]+>", "", core)
+    assert "acquire_open(endpoint: str) &#x2192; Channel | None" in text, "the signature is that of the stub"
 
 
 def test_the_first_address_leads_to_the_first_page(site: Path) -> None:
