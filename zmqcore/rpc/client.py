@@ -216,33 +216,37 @@ class Client(BaseClient):
         buffers: list[Any] = []
         body = self._encode((args, kwargs), buffers)
         started = time.monotonic()
-        request = (self._wire, method, body, buffers or None, self._metadata, self._codec_id)
+        wire, codec, metadata, out_of_band = self._wire, self._codec_id, self._metadata, buffers or None
         target = self._route.only()
         if target is not None and _inherited() is None:
+            endpoint = target.endpoint
             try:
-                pending = self._pool.submit(target.endpoint, *request, None, self.timeout)
-                return CallFuture(self._route, self._codec, pending, target)
+                pending = self._pool.submit(
+                    endpoint, wire, method, body, out_of_band, metadata, codec, None, self.timeout
+                )
+                return CallFuture(self._codec, pending, endpoint)
             except (errors.Unreachable, errors.PeerLost):
                 pass  # it has not left
-        future = CallFuture(self._route, self._codec)
+        request = (wire, method, body, out_of_band, metadata, codec)
+        future = CallFuture(self._codec)
         self._place(self._submit, (future, request), self._search(deadlines.tighten(self.timeout, started)))
         return future
 
     def _submit(self, target: Target, future: CallFuture, request: Message, timeout: float | None) -> None:
-        settle = future.counted(target).settle
+        settle = future.counted(self._route, target).settle
         pending = self._pool.submit(target.endpoint, *request, settle, timeout, hurry=False)
         future.sent(pending, target.endpoint)
 
     def _call_hedged(self, request: Message, search: Search, hedge_after: float) -> Any:
         """call(), but another member is asked too if the first one has no answer after ``hedge_after`` seconds."""
-        first = CallFuture(self._route, self._codec)
+        first = CallFuture(self._codec)
         _, target = self._place(self._submit, (first, request), search)
 
         def hedge() -> CallFuture | None:
             other = self._other(target)
             if other is None:
                 return None
-            second = CallFuture(self._route, self._codec)
+            second = CallFuture(self._codec)
             try:
                 self._submit_now(other, second, request, deadlines.check_time(search.deadline))
             except errors.ZmqcoreError as exc:
@@ -260,7 +264,7 @@ class Client(BaseClient):
         if channel is None:
             raise errors.Unreachable(f"{target.endpoint}: there is no open connection")
         try:
-            pending = channel.submit_nowait(*request, timeout, future.counted(target).settle)
+            pending = channel.submit_nowait(*request, timeout, future.counted(self._route, target).settle)
         finally:
             self._pool.release(channel)
         future.sent(pending, target.endpoint)

@@ -18,7 +18,7 @@ from zmqcore.rpc.route import Route
 
 __all__ = ["CallFuture"]
 
-#: Held while a future becomes a watched one, which few do.
+#: Held for a moment while a future becomes a watched one, or gets what its reply has been decoded to.
 _watching = threading.Lock()
 
 
@@ -36,21 +36,16 @@ class CallFuture(concurrent.futures.Future[Any]):
           after it has changed.
     """
 
-    # What most futures never set is not set for each.
-    _state = PENDING
-    _watched = False
-    _outcome: tuple[Any, BaseException | None] | None = None
-    _target: Target | None = None  # that counts the call; None if nobody does
-
-    def __init__(
-        self, route: Route, codec: Codec, pending: Pending | None = None, target: Target | None = None
-    ) -> None:
+    def __init__(self, codec: Codec, pending: Pending | None = None, endpoint: str = "") -> None:
         # Not super().__init__(), whose attributes are made when they are needed.
-        self._route = route
+        self._state = PENDING
+        self._watched = False
+        self._outcome: tuple[Any, BaseException | None] | None = None
+        self._target: Target | None = None  # that counts the call; None if nobody does
         self._codec = codec
-        if pending is not None and target is not None:
+        if pending is not None:
             self._pending = pending
-            self._endpoint = target.endpoint
+            self._endpoint = endpoint
 
     @property
     def _condition(self) -> threading.Condition:  # type: ignore[override]
@@ -68,8 +63,9 @@ class CallFuture(concurrent.futures.Future[Any]):
 
     # -- what Client.submit() and the channel use ------------------------------------------------------------
 
-    def counted(self, target: Target) -> CallFuture:
+    def counted(self, route: Route, target: Target) -> CallFuture:
         """The call counts as one of ``target``'s: have settle() called in any case. Returns itself."""
+        self._route = route
         self._target = target
         return self
 
@@ -80,7 +76,7 @@ class CallFuture(concurrent.futures.Future[Any]):
 
     def settle(self, pending: Pending) -> None:
         """The channel's callback: the call has ended."""
-        target = self.__dict__.pop("_target", None)
+        target, self._target = self._target, None
         if target is not None:
             self._route.ended(target, pending)
         self._state = CANCELLED_AND_NOTIFIED if pending.cancelled else FINISHED
@@ -126,20 +122,24 @@ class CallFuture(concurrent.futures.Future[Any]):
             result = faults.outcome(self._pending.envelope(), self._codec, self._endpoint)
         except BaseException as exc:  # noqa: BLE001  (whatever it is, it belongs to who waits)
             error = exc
-        outcome: tuple[Any, BaseException | None] = self.__dict__.setdefault("_outcome", (result, error))
-        return outcome
+        with _watching:
+            if self._outcome is None:
+                self._outcome = result, error
+            return self._outcome
 
     # -- what a Future is ------------------------------------------------------------------------------------
 
     def _drive(self, timeout: float | None) -> float | None:
         """Wait for the call; return what is left of ``timeout``."""
+        pending = self._pending
         if timeout is None:
-            self._pending.wait()
+            ended = pending.wait()
         else:
             until = time.monotonic() + timeout
-            self._pending.wait(timeout)
+            ended = pending.wait(timeout)
             timeout = max(0.0, until - time.monotonic())
-        self._look()
+        if ended and self._target is None:
+            self._state = CANCELLED_AND_NOTIFIED if pending.cancelled else FINISHED
         return timeout
 
     def done(self) -> bool:
@@ -153,17 +153,20 @@ class CallFuture(concurrent.futures.Future[Any]):
 
     def result(self, timeout: float | None = None) -> Any:
         """Return the result, or raise what the call raised; TimeoutError if it has not ended in ``timeout`` s."""
-        if self._state == PENDING:
-            timeout = self._drive(timeout)
-        if self._state != FINISHED:
-            return super().result(timeout)
-        result, exc = self._outcome or self._open()
+        outcome = self._outcome
+        if outcome is None:
+            if self._state == PENDING:
+                timeout = self._drive(timeout)
+            if self._state != FINISHED:
+                return super().result(timeout)
+            outcome = self._open()
+        result, exc = outcome
         if exc is None:
             return result
         try:
             raise exc
         finally:
-            del exc, self  # its traceback refers to this frame
+            del exc, outcome, self  # its traceback refers to this frame
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Return what the call raised, or None; TimeoutError if it has not ended in ``timeout`` s."""
