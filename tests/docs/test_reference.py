@@ -58,11 +58,10 @@ def test_options_are_those_of_the_constructor(cls: type) -> None:
     assert listed == parameters
 
 
-def test_every_error_is_listed_with_what_else_it_is() -> None:
-    listed = {
-        row[0].strip("`"): row[1].strip("`")
-        for row in rows((REFERENCE / "errors.md").read_text(encoding="utf-8"))
-    }
+def test_every_error_is_listed_with_what_else_it_is_and_what_to_do() -> None:
+    table = rows((REFERENCE / "errors.md").read_text(encoding="utf-8"))
+    listed = {name.strip("`"): base.strip("`") for name, base, _, _ in table}
+    assert all(when and what_to_do for _, _, when, what_to_do in table)
     expected = {}
     for name in errors.__all__:
         others = [base for base in getattr(errors, name).__bases__ if base is not errors.ZmqcoreError]
