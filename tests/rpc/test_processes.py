@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import re
@@ -18,7 +19,7 @@ from typing import Any
 import pytest
 
 import zmqcore
-from zmqcore import Client, InvalidEndpoint, Node, Overloaded, PeerLost, ServerProcesses
+from zmqcore import AsyncClient, Client, InvalidEndpoint, Node, Overloaded, PeerLost, ServerProcesses
 from zmqcore.rpc.processes import restart_delay
 from zmqcore.rpc.target import NotServable
 
@@ -424,7 +425,7 @@ def test_one_that_hangs_is_killed(processes: Processes) -> None:
 def test_a_rolling_restart_costs_no_call(
     processes: Processes, client: Client, module: Path, running: Running, until: Until
 ) -> None:
-    """Threads call all the time. Every call gets its answer, and every one has been run once."""
+    """Threads and coroutines call all the time. Every call gets its answer, and every one has been run once."""
     servers = processes(SERVERS, workers=2)
     before = pids(servers)
     until(lambda: len(client.members()) == SERVERS)
@@ -437,7 +438,21 @@ def test_a_rolling_restart_costs_no_call(
             assert client.call("note", keys[-1]) == keys[-1]
         return keys
 
+    async def work_by_coroutines() -> list[str]:
+        keys: list[str] = []
+
+        async def work(number: int) -> None:
+            while not over.is_set():
+                key = f"coroutine-{number}-{len(keys)}"
+                keys.append(key)
+                assert await asking.call("note", key) == key
+
+        async with AsyncClient("t", node=client._node, timeout=PATIENCE) as asking:
+            await asyncio.gather(*(work(number) for number in range(4)))
+        return keys
+
     threads = [running(work, number) for number in range(4)]
+    threads.append(running(lambda: asyncio.run(work_by_coroutines())))
     try:
         assert servers.restart(PATIENCE) is True
     finally:
