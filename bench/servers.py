@@ -12,6 +12,7 @@ keeps every sample.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import dataclasses
 import json
@@ -30,7 +31,8 @@ from typing import Any
 import zmq
 
 import zmqcore
-from zmqcore import Client, Node, Overloaded, Server
+from zmqcore import Client, Node, Overloaded, Server, Topic
+from zmqcore.rpc.loop_server import LoopServer
 
 TOPIC = "servers"
 PAYLOAD = b"0123456789abcdef"
@@ -56,11 +58,24 @@ class Service:
                 pass
 
 
+class AsyncService(Service):
+    """The same, where it waits by coroutines."""
+
+    async def sleep(self, seconds: float) -> None:  # type: ignore[override]
+        await asyncio.sleep(seconds)
+
+
 def serve(options: dict[str, Any]) -> None:
-    """Serve until the parent has gone."""
-    with Node("memory://servers") as node, Server(TOPIC, Service(), node=node, **options) as server:
+    """Serve until the parent has gone: on an event loop where ``max_concurrency`` is given."""
+    with Node("memory://servers") as node:
+        if "max_concurrency" in options:
+            server: Any = LoopServer(Topic(TOPIC), AsyncService(), node, **options)
+        else:
+            server = Server(TOPIC, Service(), node=node, **options)
+        server.start()
         print(server.endpoints[0], flush=True)
         sys.stdin.read()
+        server.stop()
 
 
 @contextlib.contextmanager
@@ -211,11 +226,13 @@ def open_loop(client: Client, call: tuple[str, float], rate: float, seconds: flo
     return ended
 
 
-def overload(call: tuple[str, float], workers: int, on_full: str) -> Callable[..., Sample]:
+def overload(
+    call: tuple[str, float], workers: int, on_full: str, limit: str = "workers"
+) -> Callable[..., Sample]:
     def measure(node: Node, options: argparse.Namespace) -> Sample:
         """The peak, and then three times as much for 10 s, from callers that have 250 ms."""
         seconds = 3.0 if options.quick else 10.0
-        with server(node, workers=workers, queue_size=8 * workers, on_full=on_full) as client:
+        with server(node, queue_size=8 * workers, on_full=on_full, **{limit: workers}) as client:
             before = closed_loop(client, call, 2 * workers, 2.0)
             began = time.perf_counter()
             ended = open_loop(client.prepare(timeout=0.25), call, 3 * before, seconds)
@@ -235,6 +252,7 @@ MEASUREMENTS: dict[str, Callable[[Node, argparse.Namespace], Sample]] = {
     "compute": compute,
     "overload": overload(("sleep", 0.005), 4, "reject"),
     "overload-compute": overload(("burn", 0.002), 1, "reject"),
+    "overload-async": overload(("sleep", 0.005), 4, "reject", "max_concurrency"),
     "overload-wait": overload(("sleep", 0.005), 4, "wait"),
 }
 REPEATED = {"pool", "compute"}
@@ -261,6 +279,7 @@ GOALS = (
         3.0,
     ),
     Goal("overload", "share", "3 x overload, handlers that wait: done / peak", "≥", 0.8),
+    Goal("overload-async", "share", "3 x overload, coroutines: done / peak", "≥", 0.8),
     Goal("overload-compute", "share", "3 x overload, handlers that compute: done / peak", "≥", 0.8),
 )
 
