@@ -26,11 +26,13 @@ from zmqcore.rpc.processes import ServerProcesses
 from zmqcore.rpc.results import Fanout, Gathered
 from zmqcore.rpc.retry import Retry
 from zmqcore.rpc.server import Server
+from zmqcore.rpc.stream import AsyncStream, Stream
 from zmqcore.topic import Topic
 
 __all__ = [  # noqa: PLE0604  (strings, all of them)
     "AsyncClient",
     "AsyncServer",
+    "AsyncStream",
     "Client",
     "Fanout",
     "Gathered",
@@ -39,6 +41,7 @@ __all__ = [  # noqa: PLE0604  (strings, all of them)
     "Retry",
     "Server",
     "ServerProcesses",
+    "Stream",
     "Topic",
     "__version__",
     "default_node",

@@ -49,11 +49,12 @@ cdef class Retained:
     cdef int64_t leave_lane(self) noexcept
 
 cdef class Pending:
-    cdef Channel channel
+    cdef readonly Channel channel
     cdef Envelope reply
     cdef Waiter waiter          # of the thread that waits for it, if any
     cdef list joined            # further threads that wait for it, each as a Pending of its own
     cdef object callback
+    cdef object items           # of a stream: deque of Envelopes that nobody has asked for yet; else None
     cdef bint hurried           # the callback is to be called as soon as this has ended
     cdef size_t size            # of the message that a sender wants to send
     cdef bint retains           # ... and which is to be retained
@@ -118,7 +119,8 @@ cdef class Channel:
     cdef int64_t last_heard     # when anything came last
 
     cdef uint64_t n_calls, n_casts, n_replies, n_late, n_garbage, n_timeouts, n_cancelled, n_lost, n_window_waits
-    cdef uint64_t n_received_bytes
+    cdef uint64_t n_received_bytes, n_items
+    cdef uint64_t told_id       # of the stream that was cancelled last: its further items are no news
     cdef uint64_t n_sent_again, n_finished, n_retain_waits, n_undelivered
 
     cpdef Envelope call(
@@ -189,7 +191,10 @@ cdef class Channel:
     cdef int _hello(self, Envelope envelope) except -1
     cdef int _part(self) except -1
     cdef int _ask_for_hello(self) except -1
-    cdef bint _control(self, int kind, uint64_t id) except -1
+    cdef bint _control(self, int kind, uint64_t id, bytes body=*) except -1
+    cdef int _tell(self, int kind, uint64_t id, bytes body) except -1
+    cdef int _expect(self, Pending pending) except -1
+    cdef int _take_in(self, Envelope envelope) except -1
     cdef int _finish(self, Pending pending, int outcome) except -1
     cdef int _lose(self, str reason) except -1
     cdef int _end_all(self, int outcome) except -1

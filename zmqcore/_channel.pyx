@@ -39,6 +39,7 @@ from collections import deque
 import zmq
 
 cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_SetObject, PyErr_WriteUnraisable
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from cpython.pythread cimport PyThread_get_thread_ident
@@ -47,10 +48,11 @@ from libc.stddef cimport size_t
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from zmqcore._frame cimport (
-    FLAG_FLOW, FLAG_IDENTIFIED, HEADER_BYTES, IDENTITY_BYTES, KIND_ACK, KIND_CALL, KIND_CANCEL, KIND_CAST, KIND_ERROR,
-    KIND_GOODBYE, KIND_HELLO, KIND_PING, KIND_PONG, KIND_REPLY, NO_DEADLINE, Envelope, Header, Parcel, envelope_take,
-    parcel_close, parcel_copy, parcel_pack, parcel_pack_control, parcel_send, parcel_set_id, parcel_set_identity,
-    parcel_set_remaining, parcel_share, parse_header, part_take, release_sent_buffers, sent_buffers_returned,
+    FLAG_FLOW, FLAG_IDENTIFIED, HEADER_BYTES, IDENTITY_BYTES, KIND_ACK, KIND_CALL, KIND_CANCEL, KIND_CAST,
+    KIND_CREDIT, KIND_ERROR, KIND_GOODBYE, KIND_HELLO, KIND_ITEM, KIND_PING, KIND_PONG, KIND_REPLY, NO_DEADLINE,
+    Envelope, Header, Parcel, envelope_of_stream, envelope_take, parcel_close, parcel_copy, parcel_pack,
+    parcel_pack_control, parcel_send, parcel_set_id, parcel_set_identity, parcel_set_remaining, parcel_share,
+    parse_header, part_take, release_sent_buffers, sent_buffers_returned,
 )
 from zmqcore._libzmq cimport libzmq, raise_errno, zc_msg_t
 from zmqcore._socket cimport (
@@ -257,6 +259,45 @@ cdef class Pending:
     def cancelled(self) -> bool:
         """Whether it has ended by cancel()."""
         return self.outcome == OUTCOME_CANCELLED
+
+    # Where the answer is a stream, this goes on: envelope() returns one whose ``stream`` is this Pending, and from then
+    # on it is waiting whenever the next item has been asked for and is not there. One thread at a time.
+
+    def next_item(self, timeout: float | None = None) -> Envelope:
+        """Return the stream's next item, or what ends it (kind "reply" or "error"), driving the channel until it comes.
+
+        Raises what envelope() raises. If nothing has come within ``timeout`` seconds, that ends the stream.
+        """
+        cdef int64_t deadline = deadline_after(timeout)
+        cdef Envelope envelope = self.channel._take_item(self, deadline)
+        while envelope is None:
+            try:
+                self.channel._await(self, deadline)
+            finally:
+                if self.outcome == OUTCOME_WAITING:
+                    self.channel._abandon(self)
+            envelope = self.channel._take_item(self, deadline)
+        return envelope
+
+    def take_item(self, timeout: float | None = None) -> Envelope | None:
+        """next_item(), but where that would wait return None: notify() tells then when to ask again.
+
+        The ``timeout`` counts from the first time.
+        """
+        return self.channel._take_item(self, deadline_after(timeout))
+
+    def grant(self, n_items: int) -> None:
+        """Let the server send ``n_items`` more than it may already."""
+        self.channel._grant(self, n_items)
+
+    def close(self) -> None:
+        """End the stream; the server is told unless it has ended already. Twice is fine."""
+        self.channel._close_stream(self)
+
+    @property
+    def timeout(self) -> float | None:
+        """How long, in seconds, the answer was to be waited for; None for ever."""
+        return None if self.deadline == NEVER else max(0.0, (self.deadline - self.started) / 1e9)
 
     def notify(self, callback) -> bool:
         """Have ``callback(pending)`` called as soon as this has ended, instead of the one given to submit().
@@ -536,11 +577,15 @@ cdef class Channel:
             while self.expiring:
                 next_deadline, number = self.expiring[0]
                 pending = self.pending.get(number)
+                if pending is not None and (pending.outcome != OUTCOME_WAITING or pending.deadline != next_deadline):
+                    pending = None      # a stream, which waits under another deadline or not at all
                 if pending is not None and next_deadline > now:
                     return min((next_deadline - now) / 1e9, self._tend_after(HELLO_INTERVAL / 1e9))
                 heapq.heappop(self.expiring)
                 if pending is not None:
                     self._expire(pending)
+                    if pending.items is not None:
+                        self._drain()       # something was sent
             if self.on_clean is not None:
                 if now >= self.drain_deadline and not self.pending:
                     self._lose("it was retired and its peer has not acknowledged what was sent")
@@ -706,7 +751,8 @@ cdef class Channel:
     def stats(self) -> dict[str, int]:
         """Return the counters since the channel was made, and what is outstanding now."""
         return {
-            "calls": self.n_calls, "casts": self.n_casts, "replies": self.n_replies, "late_replies": self.n_late,
+            "calls": self.n_calls, "casts": self.n_casts, "replies": self.n_replies, "items": self.n_items,
+            "late_replies": self.n_late,
             "garbage": self.n_garbage, "timeouts": self.n_timeouts, "cancelled": self.n_cancelled,
             "lost": self.n_lost, "window_waits": self.n_window_waits, "sent_bytes": self.sent_bytes,
             "received_bytes": self.n_received_bytes, "outstanding_calls": len(self.pending),
@@ -775,11 +821,7 @@ cdef class Channel:
                 if reply == TO_CALLBACK:
                     pending.hurried = True
                     self.n_hurried += 1
-                if len(self.expiring) > 64 + 2 * len(self.pending):
-                    # Most have ended before their deadlines, behind one that has not.
-                    self.expiring = [entry for entry in self.expiring if entry[1] in self.pending]
-                    heapq.heapify(self.expiring)
-                heapq.heappush(self.expiring, (deadline, pending.id))
+                self._expect(pending)
                 # Who attends sleeps until the deadline that was the first one.
                 attend = not self.attended or self.expiring[0][1] == pending.id or (
                     reply == TO_CALLBACK and self.n_hurried == 1)
@@ -795,6 +837,21 @@ cdef class Channel:
         if retained is not None:
             self._have_tended()
         return pending
+
+    cdef int _expect(self, Pending pending) except -1:
+        """Have attend() end ``pending`` at its deadline."""
+        cdef Pending other
+        if len(self.expiring) > 64 + 2 * len(self.pending):
+            # Most have ended before their deadlines, or wait for the next item under another one.
+            left = []
+            for deadline, number in self.expiring:
+                other = self.pending.get(number)
+                if other is not None and other.deadline == deadline:
+                    left.append((deadline, number))
+            self.expiring = left
+            heapq.heapify(left)
+        heapq.heappush(self.expiring, (pending.deadline, pending.id))
+        return 0
 
     cdef int _send(
         self, Parcel *parcel, Pending pending, int64_t deadline, bint carries_deadline, bint expects_reply,
@@ -1318,7 +1375,10 @@ cdef class Channel:
             else:
                 self.n_replies += 1
                 pending.reply = envelope
-                self._finish(pending, OUTCOME_DONE)
+                if pending.outcome == OUTCOME_WAITING:
+                    self._finish(pending, OUTCOME_DONE)
+        elif header.kind == KIND_ITEM:
+            self._take_in(envelope)
         elif header.kind == KIND_HELLO:
             self._hello(envelope)
         elif header.kind == KIND_GOODBYE:
@@ -1414,7 +1474,7 @@ cdef class Channel:
         self.parted = self._control(KIND_GOODBYE, 0)
         return 0
 
-    cdef bint _control(self, int kind, uint64_t id) except -1:
+    cdef bint _control(self, int kind, uint64_t id, bytes body=b"") except -1:
         """Send a message of the protocol itself that does not count in the window; return whether libzmq has it.
 
         The connection is there, as far as is known, and the lock is held.
@@ -1428,8 +1488,8 @@ cdef class Channel:
         header.id = id
         header.ack = 0
         header.remaining_ms = NO_DEADLINE
-        header.body_bytes = 0
-        parcel_pack_control(&parcel, &header, NULL)
+        header.body_bytes = PyBytes_GET_SIZE(body)
+        parcel_pack_control(&parcel, &header, PyBytes_AS_STRING(body))
         sent = parcel_send(&parcel, self.shared.handle) == 0
         parcel_close(&parcel)
         return sent
@@ -1493,7 +1553,11 @@ cdef class Channel:
         """``pending``'s time is over."""
         self.pending.pop(pending.id, None)
         self.n_timeouts += 1
-        return self._finish(pending, OUTCOME_EXPIRED)
+        self._finish(pending, OUTCOME_EXPIRED)
+        if pending.items is not None:
+            # The server knows of no deadline for this.
+            self._tell(KIND_CANCEL, pending.id, b"")
+        return 0
 
     def _cancel(self, Pending pending not None) -> bool:
         # Referred to until the lock is released: the callback's finalizer is user code.
@@ -1501,7 +1565,7 @@ cdef class Channel:
         self._check()
         self.shared.enter()
         try:
-            if self.pending.get(pending.id) is None:
+            if pending.outcome != OUTCOME_WAITING or self.pending.get(pending.id) is None:
                 return False
             pending.callback = None
             self._give_up(pending)
@@ -1519,6 +1583,8 @@ cdef class Channel:
             if pending.outcome != OUTCOME_WAITING:
                 return False
             pending.callback = callback
+            if pending.items is not None:
+                self._expect(pending)
             if not pending.hurried:
                 pending.hurried = True
                 self.n_hurried += 1
@@ -1534,13 +1600,92 @@ cdef class Channel:
         del self.pending[pending.id]
         self.n_cancelled += 1
         self._finish(pending, OUTCOME_CANCELLED)
+        return self._tell(KIND_CANCEL, pending.id, b"")
+
+    cdef int _tell(self, int kind, uint64_t id, bytes body) except -1:
+        """Tell the server something about request ``id``. The lock is held."""
         # Should the connection have gone meanwhile, whoever looks at it next notices.
-        self._control(KIND_CANCEL, pending.id)
-        return self._keep_edge()
+        if self.state == STATE_OPEN:
+            self._control(kind, id, body)
+            self._keep_edge()
+        return 0
+
+    # -- streams -----------------------------------------------------------------------------------------
+
+    cdef int _take_in(self, Envelope envelope) except -1:
+        """An item has come. It is kept until it is asked for: their number is bounded by what was granted."""
+        cdef uint64_t id = envelope.header.id
+        cdef Pending pending = self.pending.get(id)
+        if pending is None:
+            self.n_late += 1
+            if id != self.told_id:
+                # Nobody waits for this stream: its call expired before its first item came.
+                self.told_id = id
+                self._control(KIND_CANCEL, id)
+            return 0
+        self.n_items += 1
+        if pending.items is None:
+            pending.items = deque()
+        pending.items.append(envelope)
+        if pending.outcome == OUTCOME_WAITING:
+            self._finish(pending, OUTCOME_DONE)
+        return 0
+
+    def _take_item(self, Pending pending not None, int64_t deadline) -> Envelope | None:
+        self._check()
+        self.shared.enter()
+        try:
+            if pending.items:
+                return pending.items.popleft()
+            if pending.outcome == OUTCOME_WAITING:
+                return None
+            if pending.outcome == OUTCOME_DONE and pending.reply is None:
+                pending.outcome = OUTCOME_WAITING
+                pending.started = now_ns()
+                pending.deadline = deadline
+                return None
+        finally:
+            self._unlock()
+        return pending.reply if pending.outcome == OUTCOME_DONE else self._result(pending)
+
+    def _grant(self, Pending pending not None, uint32_t n_items) -> None:
+        self._check()
+        self.shared.enter()
+        try:
+            if pending.id in self.pending:
+                self._tell(KIND_CREDIT, pending.id, int(n_items).to_bytes(4, "little"))
+        finally:
+            self._unlock()
+
+    def _close_stream(self, Pending pending not None) -> None:
+        # Referred to until the lock is released: the callback's finalizer is user code.
+        _callback = pending.callback
+        _items = pending.items
+        if self.shared.generation != fork_generation():
+            return
+        self.shared.enter()
+        try:
+            if pending.items is not None:
+                pending.items = deque()
+            pending.callback = None
+            if pending.id in self.pending:
+                self.told_id = pending.id
+                self._give_up(pending)
+        finally:
+            self._unlock()
 
     cdef Envelope _result(self, Pending pending):
         cdef double waited
+        cdef Header header
         if pending.outcome == OUTCOME_DONE:
+            if pending.items is not None:
+                header.kind = KIND_ITEM
+                header.flags = header.codec = 0
+                header.id = pending.id
+                header.ack = header.n_buffers = header.topic_bytes = header.method_bytes = 0
+                header.metadata_bytes = header.body_bytes = 0
+                header.remaining_ms = NO_DEADLINE
+                return envelope_of_stream(pending, &header)
             return pending.reply
         if pending.outcome == OUTCOME_EXPIRED:
             waited = max(<int64_t>0, pending.deadline - pending.started) / 1e9

@@ -17,7 +17,9 @@ cdef enum Kind:
     KIND_HELLO = 9
     KIND_GOODBYE = 10
     KIND_CANCEL = 11
-    KIND_LAST = 11
+    KIND_ITEM = 12
+    KIND_CREDIT = 13
+    KIND_LAST = 13
 
 cdef enum:
     HEADER_BYTES = 40
@@ -25,6 +27,7 @@ cdef enum:
     FLAG_IDENTIFIED = 2
     IDENTITY_BYTES = 16
     NO_DEADLINE = 0xFFFFFFFF
+    INITIAL_CREDIT = 32     # items that may be sent before the caller has granted any; part of the protocol
 
 cdef struct Header:
     uint8_t kind
@@ -73,7 +76,9 @@ cdef class Envelope:
     cdef const unsigned char *data      # borrowed: into head
     cdef readonly list buffers          # read-only memoryviews, one per out-of-band buffer
     cdef readonly size_t n_bytes        # of all parts together
+    cdef readonly object stream         # the Pending whose items are to come; else None
     cdef bint read_identity(self, uint64_t *sender, uint64_t *sequence) noexcept
 
+cdef Envelope envelope_of_stream(object pending, const Header *header)
 cdef Envelope envelope_take(zc_msg_t *head, const Header *header)
 cdef object part_take(zc_msg_t *part)

@@ -1,5 +1,5 @@
 from collections.abc import Sequence
-from typing import Self, final
+from typing import Any, Self, final
 
 from typing_extensions import Buffer
 
@@ -14,6 +14,8 @@ class Envelope:
     def buffers(self) -> list[memoryview] | None: ...
     @property
     def n_bytes(self) -> int: ...
+    @property
+    def stream(self) -> Any: ...
     @staticmethod
     def parse(parts: Sequence[Buffer]) -> Envelope: ...
     @property

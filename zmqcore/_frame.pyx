@@ -108,7 +108,7 @@ __all__ = ["KINDS", "Envelope", "pack", "pinned"]
 KINDS = {
     "call": KIND_CALL, "cast": KIND_CAST, "fanout": KIND_FANOUT, "reply": KIND_REPLY, "error": KIND_ERROR,
     "ack": KIND_ACK, "ping": KIND_PING, "pong": KIND_PONG, "hello": KIND_HELLO, "goodbye": KIND_GOODBYE,
-    "cancel": KIND_CANCEL,
+    "cancel": KIND_CANCEL, "item": KIND_ITEM, "credit": KIND_CREDIT,
 }
 _KIND_NAMES = {int(number): name for name, number in KINDS.items()}
 
@@ -319,6 +319,14 @@ cdef class Envelope:
     def __repr__(self) -> str:
         return (f"<Envelope {self.kind} id={self.id} topic={self.topic!r} method={self.method!r}"
                 f" body={self.header.body_bytes} bytes, {self.header.n_buffers} buffers>")
+
+
+cdef Envelope envelope_of_stream(object pending, const Header *header):
+    """Return an envelope without contents that stands for a stream, which is the answer to a request."""
+    cdef Envelope envelope = Envelope.__new__(Envelope)
+    envelope.header = header[0]
+    envelope.stream = pending
+    return envelope
 
 
 cdef Envelope envelope_take(zc_msg_t *head, const Header *header):

@@ -55,6 +55,10 @@ cdef class Request:
     cdef bint answered
     cdef readonly bint cancelled    # the caller has given it up
     cdef public object watcher      # called without arguments by receive() once it is cancelled; or None
+    cdef readonly int64_t credit    # how many items its caller still takes
+    cdef public object on_credit    # called once, likewise, when that has grown; or None
+    cdef bint streaming         # items have been sent
+    cdef Waiter waiter          # of the thread that waits for credit, if any
     cdef Request newer          # the next one of Peer's list, and below the one before (borrowed)
     cdef void *older
     cdef bint linked            # it stands in that list
@@ -77,7 +81,10 @@ cdef class Port:
     cdef object aside           # deque of requests that nobody could begin yet, and that are not acknowledged
     cdef Py_ssize_t max_aside
     cdef bint setting_aside
-    cdef list noticed           # requests whose watcher is to be called
+    cdef list noticed           # requests whose watcher or on_credit is to be called
+    cdef public bint inline     # the receiving thread runs the handlers, and receives while one waits for credit
+    cdef Request awaited        # ... and this is its request
+    cdef int64_t last_look      # ... and when it has received last
     cdef dict senders           # name -> Sender, of messages with an identity
     cdef Sender last_sender
     cdef bint receiving         # a thread is in receive()
@@ -88,7 +95,7 @@ cdef class Port:
     cdef size_t max_bytes
     cdef Py_ssize_t max_buffers
     cdef int64_t next_prune
-    cdef uint64_t n_calls, n_casts, n_fanouts, n_cancelled, n_replies, n_acks, n_garbage, n_too_large
+    cdef uint64_t n_calls, n_casts, n_fanouts, n_cancelled, n_items, n_replies, n_acks, n_garbage, n_too_large
     cdef uint64_t n_duplicates, n_undeliverable, n_dropped, n_received_bytes, n_sent_bytes
 
     cdef int _check(self) except -1
@@ -99,7 +106,14 @@ cdef class Port:
     cdef int _hand_over(self, list requests, Py_ssize_t limit) except -1
     cdef int _link(self, Request request) noexcept
     cdef int _unlink(self, Request request) noexcept
-    cdef int _cancel(self, Peer peer, uint64_t id) except -1
+    cdef Request _find(self, Peer peer, uint64_t id)
+    cdef int _give_up(self, Request request) except -1
+    cdef int _give_up_streams(self, Peer peer) except -1
+    cdef int _add_credit(self, Request request, Envelope envelope) except -1
+    cdef int _stir(self, Request request) except -1
+    cdef int _await_credit(self, Request request) except -1
+    cdef int _probe(self, Peer peer) except -1
+    cdef int _send_item(self, Request request, Parcel *parcel) except -1
     cdef int _notify(self) except -1
     cdef bytes _topic_of(self, Envelope envelope)
     cdef str _method_of(self, Envelope envelope)

@@ -33,15 +33,15 @@ from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memcmp, memcpy
 
 from zmqcore._frame cimport (
-    FLAG_FLOW, FLAG_IDENTIFIED, HEADER_BYTES, KIND_ACK, KIND_CALL, KIND_CANCEL, KIND_CAST, KIND_ERROR, KIND_FANOUT,
-    KIND_GOODBYE, KIND_HELLO, KIND_PING, KIND_PONG, KIND_REPLY, NO_DEADLINE, Envelope, Header, Parcel, envelope_take,
-    parcel_close, parcel_pack, parcel_pack_control, parcel_send, parcel_set_ack, parse_header, part_take,
-    release_sent_buffers,
-    sent_buffers_held,
+    FLAG_FLOW, FLAG_IDENTIFIED, HEADER_BYTES, INITIAL_CREDIT, KIND_ACK, KIND_CALL, KIND_CANCEL, KIND_CAST,
+    KIND_CREDIT, KIND_ERROR, KIND_FANOUT, KIND_GOODBYE, KIND_HELLO, KIND_ITEM, KIND_PING, KIND_PONG, KIND_REPLY,
+    NO_DEADLINE, Envelope, Header, Parcel, envelope_take, parcel_close, parcel_pack, parcel_pack_control,
+    parcel_send, parcel_set_ack, parse_header, part_take, release_sent_buffers, sent_buffers_held,
 )
 from zmqcore._libzmq cimport ZMQ_DONTWAIT, ZMQ_SNDMORE, libzmq, raise_errno, zc_msg_t
 from zmqcore._socket cimport (
-    NEVER, SharedSocket, Waiter, coarse_now_ns, deadline_after, fork_generation, keep_alive, now_ns,
+    NEVER, SharedSocket, Waiter, coarse_now_ns, deadline_after, fork_generation, keep_alive, now_ns, waiter_borrow,
+    waiter_return,
 )
 
 from zmqcore import errors
@@ -59,6 +59,8 @@ cdef int64_t ACK_CALLS_AFTER = 100_000_000      # ns; below the time that anybod
 # number.
 cdef int64_t SENDER_KEPT = 600_000_000_000
 cdef Py_ssize_t SENDERS_KEPT = 4096
+cdef int64_t PROBE_AFTER = 1_000_000_000        # ns; who waits for credit so long asks whether the peer is there
+cdef int64_t LOOK_INTERVAL = 10_000_000         # ns; a stream on the receiving thread looks so often for its cancel
 cdef int64_t PRUNE_EVERY = 30_000_000_000       # ns
 cdef int64_t PRUNE_SILENT_FOR = 60_000_000_000  # ns
 
@@ -169,6 +171,38 @@ cdef class Request:
     def error(self, body, list buffers=None, int codec=0, bytes metadata not None=b"") -> bool:
         """Send an error in place of the result; as reply() otherwise."""
         return self.port._answer(self, KIND_ERROR, body, buffers, metadata, codec) != 0
+
+    # -- an answer in items: as many as the caller grants -------------------------------------------------
+
+    @property
+    def can_stream(self) -> bool:
+        """Whether it can be answered by items: it is a call, and its connection has flow."""
+        return self.envelope.header.kind == KIND_CALL and self.peer.flow
+
+    def item(self, body, list buffers=None, int codec=0) -> bool:
+        """Send one item of the answer, which reply() or error() ends; takes one credit. As reply() otherwise.
+
+        Where it returns False the stream is over, and nothing more is sent: there are no gaps.
+        """
+        return self.port._answer(self, KIND_ITEM, body, buffers, b"", codec) != 0
+
+    def await_credit(self) -> bool:
+        """Wait until an item may be sent; return False once the caller has cancelled or gone.
+
+        Some thread is to receive meanwhile, or the port is ``inline``: then this drives it. Raises Closed once the port
+        is closed.
+        """
+        cdef Port port = self.port
+        if port.inline and coarse_now_ns() - port.last_look > LOOK_INTERVAL:
+            port._await_credit(self)
+        while self.credit == 0 and not self.cancelled:
+            port._await_credit(self)
+        return not self.cancelled
+
+    def probe(self) -> bool:
+        """Have libzmq say whether the peer is still there, as nothing else may be sent to it for long."""
+        self.port._probe(self.peer)
+        return not self.cancelled
 
     def __repr__(self) -> str:
         return f"<Request {self.kind} {self.method!r} id={self.envelope.id}{' answered' if self.answered else ''}>"
@@ -396,6 +430,8 @@ cdef class Port:
 
         Returns at once. A thread in receive() gets Closed, and closes the socket as it leaves.
         """
+        cdef Peer peer
+        cdef Request request
         if self.shared.generation != fork_generation():
             return
         self.shared.enter()
@@ -413,6 +449,11 @@ cdef class Port:
                     pass        # the context waits for this socket to be closed, and for nothing else
                 if self.watched:
                     self.waiter.wake()
+                for peer in self.peers.values():
+                    request = peer.oldest
+                    while request is not None:
+                        self._stir(request)
+                        request = request.newer
         finally:
             self._unlock()
 
@@ -426,7 +467,7 @@ cdef class Port:
         return {
             "peers": len(self.peers), "calls": self.n_calls, "casts": self.n_casts, "fanouts": self.n_fanouts,
             "cancelled": self.n_cancelled, "set_aside": len(self.aside),
-            "replies": self.n_replies, "acks": self.n_acks, "garbage": self.n_garbage,
+            "replies": self.n_replies, "items": self.n_items, "acks": self.n_acks, "garbage": self.n_garbage,
             "too_large": self.n_too_large, "undeliverable_replies": self.n_undeliverable,
             "dropped_replies": self.n_dropped, "received_bytes": self.n_received_bytes,
             "sent_bytes": self.n_sent_bytes,
@@ -506,7 +547,8 @@ cdef class Port:
         cdef size_t n_bytes = libzmq.msg_size(message)
         cdef bint more = libzmq.msg_more(message)
         cdef const char *problem = parse_header(<const unsigned char *>libzmq.msg_data(message), n_bytes, &header)
-        if problem != NULL or header.kind == KIND_REPLY or header.kind == KIND_ERROR or header.kind == KIND_PONG:
+        if problem != NULL or header.kind == KIND_REPLY or header.kind == KIND_ERROR or header.kind == KIND_PONG \
+                or header.kind == KIND_ITEM:
             self.n_garbage += 1
             self._skip(message, more)
             return None
@@ -560,8 +602,13 @@ cdef class Port:
         elif header.kind == KIND_FANOUT:
             self.n_fanouts += 1
         else:
-            if header.kind == KIND_CANCEL:
-                self._cancel(peer, header.id)
+            if header.kind == KIND_CANCEL or header.kind == KIND_CREDIT:
+                request = self._find(peer, header.id)
+                if request is not None:
+                    if header.kind == KIND_CANCEL:
+                        self._give_up(request)
+                    else:
+                        self._add_credit(request, envelope)
             return None         # an ack, a hello: nothing that a port acts on
         request = Request.__new__(Request)
         request.port = self
@@ -573,6 +620,7 @@ cdef class Port:
         request.delimiter = delimiter
         request.topic = self._topic_of(envelope)
         request.method = self._method_of(envelope)
+        request.credit = INITIAL_CREDIT
         request.deadline = NEVER
         if header.remaining_ms != NO_DEADLINE:
             request.deadline = now_ns() + <int64_t>header.remaining_ms * 1000000
@@ -646,17 +694,36 @@ cdef class Port:
         peer.outstanding -= 1
         return 0
 
-    cdef int _cancel(self, Peer peer, uint64_t id) except -1:
-        """The caller of request ``id`` does not wait any longer. It is probably one of the older ones."""
+    cdef Request _find(self, Peer peer, uint64_t id):
+        """Return the call of this number; None if nobody knows it any more. It is probably one of the older ones."""
         cdef Request request = peer.oldest
         while request is not None and request.envelope.header.id != id:
             request = request.newer
-        if request is not None:
-            self.n_cancelled += 1
-            request.cancelled = True
-            self._unlink(request)
-            if request.watcher is not None:
-                self.noticed.append(request)
+        return request
+
+    cdef int _give_up(self, Request request) except -1:
+        """The caller of ``request`` has cancelled it, or can be sent no more of it."""
+        self.n_cancelled += 1
+        request.cancelled = True
+        self._unlink(request)
+        return self._stir(request)
+
+    cdef int _add_credit(self, Request request, Envelope envelope) except -1:
+        """The caller takes that many items more."""
+        if envelope.header.body_bytes != 4:
+            self.n_garbage += 1
+            return 0
+        request.credit = min(request.credit + <int64_t>int.from_bytes(envelope.body, "little"), <int64_t>1 << 32)
+        return self._stir(request)
+
+    cdef int _stir(self, Request request) except -1:
+        """Something has become of ``request``: tell who waits for that."""
+        if request.waiter is not None:
+            request.waiter.wake()
+        if self.awaited is request:
+            self.woken = True
+        if request.watcher is not None or request.on_credit is not None:
+            self.noticed.append(request)
         return 0
 
     cdef int _notify(self) except -1:
@@ -664,9 +731,56 @@ cdef class Port:
         cdef Request request
         noticed, self.noticed = self.noticed, []
         for request in noticed:
-            watcher, request.watcher = request.watcher, None    # it may refer to the request
-            if watcher is not None:
-                watcher()
+            if request.cancelled:
+                # It may refer to the request.
+                callback, request.watcher = request.watcher, None
+            else:
+                callback, request.on_credit = request.on_credit, None
+            if callback is not None:
+                callback()
+        return 0
+
+    cdef int _await_credit(self, Request request) except -1:
+        """Wait until something has become of ``request``, or a while; then look whether its peer is still there."""
+        cdef Waiter waiter
+        if self.inline:
+            self.awaited = request
+            try:
+                self.receive(0, 0.0 if request.credit else PROBE_AFTER / 1e9)
+            finally:
+                self.awaited = None
+                self.last_look = coarse_now_ns()
+        else:
+            waiter = waiter_borrow()
+            self.shared.enter()
+            try:
+                if self.closed:
+                    raise errors.Closed(f"the port at {', '.join(self.endpoints)} is closed")
+                if request.credit or request.cancelled:
+                    return 0
+                request.waiter = waiter
+                self.shared.leave()
+                try:
+                    waiter.wait(-1, now_ns() + PROBE_AFTER, 0)
+                finally:
+                    self.shared.enter()
+                    request.waiter = None
+            finally:
+                self._unlock()
+                waiter_return(waiter)
+        if request.credit == 0 and not request.cancelled:
+            self._probe(request.peer)
+        return 0
+
+    cdef int _probe(self, Peer peer) except -1:
+        """Send ``peer`` something, only to see whether it is there; if not, its streams are given up."""
+        self._check()
+        self.shared.enter()
+        try:
+            if not self.closed:
+                self._acknowledge(peer)
+        finally:
+            self._unlock()
         return 0
 
     cdef bytes _topic_of(self, Envelope envelope):
@@ -926,6 +1040,8 @@ cdef class Port:
             parcel_close(&parcel)
             request.watcher = None
             return 0
+        if kind == KIND_ITEM:
+            return self._send_item(request, &parcel)
         request.answered = True
         self._unlink(request)
         request.peer.last_reply = now_ns()
@@ -936,6 +1052,23 @@ cdef class Port:
         finally:
             self._unlock()
             request.watcher = None      # it may refer to the request
+
+    cdef int _send_item(self, Request request, Parcel *parcel) except -1:
+        """The last part of _answer() for an item. The lock is held, and released."""
+        cdef int sent = 0
+        try:
+            if request.credit == 0:
+                parcel_close(parcel)
+                raise errors.InternalError(f"{request!r} has no credit for an item")
+            request.credit -= 1
+            request.streaming = True
+            self.n_items += 1
+            sent = self._send(request.peer, parcel, request.delimiter)
+            if not sent and request.linked:
+                self._give_up(request)
+        finally:
+            self._unlock()
+        return sent
 
     cdef int _send(self, Peer peer, Parcel *parcel, bint delimiter) except -1:
         """Send ``parcel`` to ``peer`` and close it; return 1, or 0 if the peer has gone or reads nothing.
@@ -963,6 +1096,7 @@ cdef class Port:
                     self.peers.pop(peer.routing_id, None)
                     peer.flow = False
                     peer.unacked = peer.unacked_one_way = 0
+                    self._give_up_streams(peer)
                     if self.last_peer is peer:
                         self.last_peer = None
                 elif code == EAGAIN:
@@ -987,6 +1121,17 @@ cdef class Port:
                 if self.shared.readable:
                     self.waiter.wake()
         return 1
+
+    cdef int _give_up_streams(self, Peer peer) except -1:
+        """``peer`` has gone: who sends it items may be waiting for credit."""
+        cdef Request request = peer.oldest
+        cdef Request newer
+        while request is not None:
+            newer = request.newer
+            if request.streaming:
+                self._give_up(request)
+            request = newer
+        return 0
 
     cdef int _unlock(self) except -1:
         """Release the lock, and close the socket if that was asked for and nobody receives."""

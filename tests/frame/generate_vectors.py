@@ -20,7 +20,7 @@ DIRECTORY = Path(__file__).parent / "vectors"
 
 KINDS = {
     "call": 1, "cast": 2, "fanout": 3, "reply": 4, "error": 5, "ack": 6, "ping": 7, "pong": 8, "hello": 9,
-    "goodbye": 10, "cancel": 11,
+    "goodbye": 10, "cancel": 11, "item": 12, "credit": 13,
 }  # fmt: skip
 FLOW = 1
 IDENTIFIED = 2
@@ -231,7 +231,7 @@ def valid() -> list[dict[str, Any]]:
         "call",
         request([1]),
         id=5,
-        metadata=bytes.fromhex("00ff7a43"),
+        metadata=msgpack.packb({"trace": "4f1a"}),
         **INVENTORY,
     )
     add(
@@ -431,7 +431,7 @@ def valid() -> list[dict[str, Any]]:
         request(["sku-1"]),
         id=1,
         flags=FLOW | IDENTIFIED,
-        metadata=struct.pack("<QQ", 0x0123456789ABCDEF, 3) + bytes.fromhex("00ff7a43"),
+        metadata=struct.pack("<QQ", 0x0123456789ABCDEF, 3) + msgpack.packb({"trace": "4f1a"}),
         topic="inventory",
         method="touch",
     )
@@ -539,6 +539,24 @@ def valid() -> list[dict[str, Any]]:
         id=8,
         flags=FLOW,
     )
+    add("item", "One of several results of call 7; more are to come.", "item", "line 1", id=7, ack=7)
+    add("item-buffer", "Likewise, and large.", "item", {"bytes": LONG, "part": 1}, id=7, ack=7)
+    add(
+        "item-last",
+        "The reply to a call that was answered by items: nothing more comes.",
+        "reply",
+        None,
+        id=7,
+        ack=7,
+    )
+    add(
+        "credit",
+        "The caller of request 7 takes 16 items more.",
+        "credit",
+        id=7,
+        flags=FLOW,
+        raw=struct.pack("<I", 16),
+    )
     return made
 
 
@@ -574,7 +592,7 @@ def invalid() -> list[dict[str, Any]]:
     add("version-0", "A version that has never been.", patched(2, 0), "envelope")
     add("version-2", "A version that is not known.", patched(2, 2), "envelope")
     add("kind-0", "Kind 0 is not used.", patched(3, 0), "envelope")
-    add("kind-12", "The first kind that is not assigned.", patched(3, 12), "envelope")
+    add("kind-14", "The first kind that is not assigned.", patched(3, 14), "envelope")
     add("kind-255", "The last one.", patched(3, 255), "envelope")
     add("truncated", "The last byte of the body is missing.", [plain[:-1]], "envelope")
     add("header-only", "The lengths announce what did not come.", [plain[:40]], "envelope")

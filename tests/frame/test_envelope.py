@@ -273,7 +273,7 @@ def test_every_truncation_is_refused(size: int) -> None:
         ([b""], "shorter than a header of 40 bytes"),
         ([b"ZC" + bytes(38)], "no magic number"),
         ([b"zC\x02" + bytes(37)], "another protocol version"),
-        ([b"zC\x01\x0c" + bytes(36)], "unknown kind"),
+        ([b"zC\x01\x0e" + bytes(36)], "unknown kind"),
         ([b"zC\x01\x01" + bytes(37)], "its own lengths"),
         ([b"zC\x01\x01" + bytes(36), b""], "announces 0 out-of-band buffers, but 1 came"),
     ],

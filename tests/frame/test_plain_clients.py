@@ -563,7 +563,7 @@ def test_the_specification_has_every_kind_and_code() -> None:
     text = specification()
     for name, number in {
         "call": 1, "cast": 2, "fanout": 3, "reply": 4, "error": 5, "ack": 6, "ping": 7, "pong": 8, "hello": 9,
-        "goodbye": 10, "cancel": 11,
+        "goodbye": 10, "cancel": 11, "item": 12, "credit": 13,
     }.items():  # fmt: skip
         assert re.search(rf"(?m)^\| {number} +\| \*\*{name}\*\* ", text), name
     for code in (*faults._CODES, "raised"):

@@ -11,9 +11,11 @@ import asyncio
 import ctypes
 import json
 import os
+import resource
 import sys
 import threading
 import time
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +84,28 @@ class Worker:
                 return client.call(method, *args)
             return client.call("relay", seconds, topics[1:], method, *args)
 
+    def numbers(self, n: int, size: int = 0) -> Iterator[Any]:
+        """Yield n numbers or, with a size, as many arrays of that many bytes."""
+        try:
+            for number in range(n):
+                self._counts["produced"] = self._counts.get("produced", 0) + 1
+                yield bytes(size) if size else number
+        finally:
+            self._counts["closed"] = self._counts.get("closed", 0) + 1
+
+    def fails_after(self, n: int) -> Iterator[int]:
+        yield from range(n)
+        raise LookupError(f"after {n}")
+
+    def slowly(self, seconds: float) -> Iterator[int]:
+        for number in range(1000):
+            time.sleep(seconds)
+            yield number
+
+    def max_rss(self) -> int:
+        """In bytes."""
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
     def write(self, path: str, text: str) -> None:
         Path(path).write_text(text)
 
@@ -92,6 +116,20 @@ class AsyncWorker(Worker):
     async def sleep(self, seconds: float) -> str:  # type: ignore[override]
         await asyncio.sleep(seconds)
         return self._name
+
+    async def anumbers(self, n: int, size: int = 0) -> AsyncIterator[Any]:
+        try:
+            for number in range(n):
+                self._counts["produced"] = self._counts.get("produced", 0) + 1
+                yield bytes(size) if size else number
+        finally:
+            await asyncio.sleep(0)
+            self._counts["closed"] = self._counts.get("closed", 0) + 1
+
+    async def slowly(self, seconds: float) -> AsyncIterator[int]:  # type: ignore[override]
+        for number in range(1000):
+            await asyncio.sleep(seconds)
+            yield number
 
     async def count(self, key: str, seconds: float = 0.0) -> None:  # type: ignore[override]
         await asyncio.sleep(seconds)

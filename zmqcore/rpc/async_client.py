@@ -52,7 +52,8 @@ class AsyncClient(BaseClient):
         if target is not None and self.hedge_after is None:
             try:
                 endpoint = target.endpoint
-                return faults.outcome(await channels.call(endpoint, request, deadline), self._codec, endpoint)
+                envelope = await channels.call(endpoint, request, deadline)
+                return faults.outcome(envelope, self._codec, endpoint, channels.stream)
             except Refused as exc:
                 refusal = exc
         search = self._search(deadline)
@@ -67,7 +68,8 @@ class AsyncClient(BaseClient):
     async def _call(
         self, channels: LoopChannels, endpoint: str, request: Message, deadline: float | None
     ) -> Any:
-        return faults.outcome(await channels.call(endpoint, request, deadline), self._codec, endpoint)
+        envelope = await channels.call(endpoint, request, deadline)
+        return faults.outcome(envelope, self._codec, endpoint, channels.stream)
 
     async def cast(self, method: str, /, *args: Any, **kwargs: Any) -> None:
         """Have ``method`` run on one server; see :meth:`Client.cast`."""
@@ -118,7 +120,9 @@ class AsyncClient(BaseClient):
                 raise outcome
             else:
                 try:
-                    gathered.results[target.member] = faults.outcome(outcome, self._codec, target.endpoint)
+                    gathered.results[target.member] = faults.outcome(
+                        outcome, self._codec, target.endpoint, channels.stream
+                    )
                 except errors.ZmqcoreError as exc:
                     gathered.errors[target.member] = exc
         return gathered

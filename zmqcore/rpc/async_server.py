@@ -20,6 +20,7 @@ from zmqcore.rpc import sigterm
 from zmqcore.rpc.backlog import Backlog, OnFull, check_queue
 from zmqcore.rpc.dispatcher import Dispatcher
 from zmqcore.rpc.loop import in_thread, on_loop
+from zmqcore.rpc.producer import is_stream
 from zmqcore.rpc.service import Service
 from zmqcore.topic import Topic
 
@@ -261,7 +262,7 @@ class _Reader:
         self._port = port
         self._fd = port.fd
         self._dispatcher = dispatcher
-        self._coroutines = {name for name, method in dispatcher.methods.items() if _makes_coroutines(method)}
+        self._coroutines = {name for name, method in dispatcher.methods.items() if _runs_as_task(method)}
         self._context = contextvars.copy_context()
         # Started by a handler of another server, this one does not live under that request's deadline.
         self._context.run(deadlines.current.set, None)
@@ -395,7 +396,7 @@ class _Reader:
         remaining = request.remaining
         if remaining is not None:
             context.run(deadlines.current.set, time.monotonic() + remaining)
-        task = self.loop.create_task(self._dispatcher.run_async(request), context=context)
+        task = self.loop.create_task(self._dispatcher.run_async(request, self._look_soon), context=context)
         if request.wants_reply:
             request.watcher = task.cancel
         self._tasks.add(task)
@@ -415,5 +416,8 @@ class _Reader:
             self._acker = self.loop.call_later(_ACK_INTERVAL, self._acknowledge, context=self._context)
 
 
-def _makes_coroutines(method: Callable[..., Any]) -> bool:
-    return inspect.iscoroutinefunction(method) or inspect.iscoroutinefunction(type(method).__call__)
+def _runs_as_task(method: Callable[..., Any]) -> bool:
+    makes_coroutines = inspect.iscoroutinefunction(method) or inspect.iscoroutinefunction(
+        type(method).__call__
+    )
+    return makes_coroutines or is_stream(method)

@@ -17,6 +17,7 @@ from zmqcore.codec import Codec
 from zmqcore.rpc import deadline, faults
 from zmqcore.rpc.metadata import current as current_metadata
 from zmqcore.rpc.metadata import decode as decode_metadata
+from zmqcore.rpc.producer import is_stream, produce, produce_async
 from zmqcore.topic import Topic
 
 __all__ = ["Dispatcher", "public_methods", "signature_text"]
@@ -32,7 +33,7 @@ def public_methods(*endpoints: Any, coroutines: bool = False) -> dict[str, Calla
 
     An endpoint is an object or a module (its callable attributes whose names do not start with ``_``), or a mapping
     of names to callables. Raises TypeError for a class (instantiate it), for an endpoint with nothing to call,
-    and, without ``coroutines``, for coroutine functions, which need an AsyncServer.
+    and, without ``coroutines``, for coroutine functions and asynchronous generators, which need an AsyncServer.
     """
     methods: dict[str, Callable[..., Any]] = {}
     for endpoint in endpoints:
@@ -46,9 +47,7 @@ def public_methods(*endpoints: Any, coroutines: bool = False) -> dict[str, Calla
         for name, method in found.items():
             if not callable(method):
                 raise TypeError(f"method {name!r} of {endpoint!r} is not callable")
-            if inspect.isasyncgenfunction(method) or inspect.isgeneratorfunction(method):
-                raise TypeError(f"{name!r} is a generator function, whose results cannot be sent one by one")
-            if inspect.iscoroutinefunction(method) and not coroutines:
+            if not coroutines and (inspect.iscoroutinefunction(method) or inspect.isasyncgenfunction(method)):
                 raise TypeError(f"{name!r} is a coroutine function: serve it by an AsyncServer")
             methods.setdefault(name, method)
     return methods
@@ -74,6 +73,8 @@ def _attributes(endpoint: Any) -> dict[str, Callable[..., Any]]:
 #: A method, its arguments and its keyword arguments, the seconds that are left for it, and what it wants at its end.
 Work = tuple[Callable[..., Any], list[Any], dict[str, Any], float | None, str]
 
+_ANSWERED = ("reply", "stream")
+
 
 class Dispatcher:
     """Run requests for ``methods``. Thread-safe; the counters are approximate under many threads.
@@ -92,6 +93,7 @@ class Dispatcher:
         self._encode = codec.encode
         self.handled = self.failed = self.expired = self.refused = self.rejected = 0
         self._silent_until = 0.0
+        self._streams = frozenset(name for name, method in self._methods.items() if is_stream(method))
 
     @property
     def methods(self) -> Mapping[str, Callable[..., Any]]:
@@ -109,6 +111,12 @@ class Dispatcher:
         if method is None or topic not in self._topics or codec != self._codec_id:
             self._refuse_unknown(request)
             return None
+        if self._streams and name in self._streams:
+            if not request.can_stream:
+                problem = f"{name!r} answers by a stream: it is to be called, and over a connection with flow"
+                self._refuse(request, "protocol", problem)
+                return None
+            wants = "stream"
         if remaining == 0.0:
             if request.cancelled:
                 return None
@@ -139,11 +147,14 @@ class Dispatcher:
         token = None if remaining is None else deadline.current.set(time.monotonic() + remaining)
         try:
             result = method(*args, **kwargs) if kwargs else method(*args)
+            if wants == "stream":
+                produce(request, result, self._send_item)
+                result = None  # the end
         except BaseException as exc:  # noqa: BLE001  (SystemExit too: a handler does not end the server)
             self._report_raised(request, method, args, kwargs, exc)
         else:
             self.handled += 1
-            if wants == "reply":
+            if wants in _ANSWERED:
                 self._reply(request, result)
         finally:
             if token is not None:
@@ -151,11 +162,11 @@ class Dispatcher:
             if wants == "finish":
                 request.finish()
 
-    async def run_async(self, request: Request) -> None:
-        """Run one request for a coroutine function and answer it. Never raises.
+    async def run_async(self, request: Request, sent: Callable[[], None]) -> None:
+        """Run one request for a coroutine function or a generator and answer it. Never raises.
 
         Whoever cancels the task gets the caller an error, not silence; unless it was the caller. What was accepted
-        is not finished then, and its sender sends it again.
+        is not finished then, and its sender sends it again. ``sent()`` is called whenever part of the answer was sent.
         """
         try:
             work = self.open(request)
@@ -164,13 +175,16 @@ class Dispatcher:
                 return
             method, args, kwargs, _, wants = work
             try:
-                result = await (method(*args, **kwargs) if kwargs else method(*args))
+                answer = method(*args, **kwargs) if kwargs else method(*args)
+                if wants == "stream":
+                    answer = produce_async(request, answer, self._send_item, sent)
+                result = await answer
             except BaseException as exc:  # noqa: BLE001  (SystemExit and CancelledError too)
                 if not (request.cancelled and isinstance(exc, asyncio.CancelledError)):
                     self._report_raised(request, method, args, kwargs, exc)
             else:
                 self.handled += 1
-                if wants == "reply":
+                if wants in _ANSWERED:
                     self._reply(request, result)
             if wants == "finish" and not _is_cancelled():
                 request.finish()
@@ -200,6 +214,10 @@ class Dispatcher:
                 self._error(request, faults.describe("internal", problem))
             except Exception:
                 _logger.exception("%r could not be answered", request)
+
+    def _send_item(self, request: Request, item: Any) -> bool:
+        buffers: list[Any] = []
+        return request.item(self._encode(item, buffers), buffers or None, self._codec_id)
 
     def _reply(self, request: Request, result: Any) -> None:
         buffers: list[Any] = []
@@ -262,7 +280,8 @@ class Dispatcher:
             return
         self.failed += 1
         if request.wants_reply:
-            self._error(request, faults.raised_by(exc))
+            # Our own frames say nothing about the handler.
+            self._error(request, faults.raised_by(exc, skip=2 if request.method in self._streams else 1))
         else:
             _logger.error("%s %r raised", request.kind, request.method, exc_info=exc)
 

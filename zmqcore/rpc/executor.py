@@ -126,6 +126,7 @@ class Inline(_Executor):
 
     def __init__(self, port: Port, dispatcher: Dispatcher, name: str) -> None:
         super().__init__(port, dispatcher)
+        port.inline = True
         self._incoming = self._batches()
         self._batch: Iterator[Request] = iter(())
         self._threads = [threading.Thread(target=self._loop, name=f"zmqcore-server-{name}", daemon=True)]

@@ -8,11 +8,15 @@ sends codec 0 and the plain text ``Name: message``.
 from __future__ import annotations
 
 import traceback
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from zmqcore import errors
+from zmqcore._channel import Pending
 from zmqcore._frame import Envelope
 from zmqcore.codec import Codec
+from zmqcore.rpc.stream import Read, Stream
 
 __all__ = ["describe", "outcome", "raised_by", "to_exception"]
 
@@ -60,13 +64,22 @@ def _text_of(exc: BaseException) -> str:
         return f"<str() of this {type(exc).__name__} failed>"
 
 
-def outcome(envelope: Envelope, codec: Codec, endpoint: str) -> Any:
-    """Return the result in a "reply" from ``endpoint``, or raise what another envelope stands for."""
+def outcome(
+    envelope: Envelope, codec: Codec, endpoint: str, open_stream: Callable[[Pending, Read], Any] = Stream
+) -> Any:
+    """Return the result in a "reply" from ``endpoint``, or raise what another envelope stands for.
+
+    A stream is returned as what ``open_stream`` makes of it, and an "item" of one as its value.
+    """
     kind = envelope.kind
     if kind == "reply" and envelope.codec == codec.id:
         return codec.decode(envelope, envelope.buffers or ())
     if kind == "error" and envelope.codec in (0, codec.id):
         raise to_exception(envelope, codec, endpoint)
+    if envelope.stream is not None:
+        return open_stream(envelope.stream, partial(outcome, codec=codec, endpoint=endpoint))
+    if kind == "item" and envelope.codec == codec.id:
+        return codec.decode(envelope, envelope.buffers or ())
     raise errors.ProtocolError(
         f"{endpoint} answered by a {kind!r} of codec {envelope.codec}; expected codec {codec.id}"
     )

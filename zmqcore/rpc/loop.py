@@ -10,6 +10,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 from zmqcore import errors
@@ -18,6 +19,7 @@ from zmqcore._frame import Envelope
 from zmqcore.node import Node
 from zmqcore.rpc.deadline import check_time, time_left
 from zmqcore.rpc.route import Message
+from zmqcore.rpc.stream import AsyncStream, Read
 
 __all__ = ["LoopChannels", "channels_of_running_loop", "in_thread", "on_loop"]
 
@@ -200,11 +202,27 @@ class LoopChannels:
             ):  # else it may have been settled, by another thread, before the future was there
                 await future
         except BaseException:
-            if pending.cancel() and not self.loop.is_closed():
-                self._sent(driven, None)
+            pending.close()
+            self._told(driven)
             raise
         finally:
             del self._futures[pending]
+
+    def stream(self, pending: Pending, read: Read) -> AsyncStream:
+        """Return the stream that ``pending``, a call on this loop, was answered by."""
+        driven = next(driven for driven in self._all if driven.channel is pending.channel)
+        return AsyncStream(pending, read, partial(self._item, driven, pending), partial(self._told, driven))
+
+    async def _item(self, driven: _Driven, pending: Pending, timeout: float | None) -> None:
+        """Wait until the next item of ``pending`` is there, or it has ended; by its own deadline at the latest."""
+        if pending.notify(self._settle):
+            self._sent(driven, None if timeout is None else time.monotonic() + timeout)
+            await self._end(pending, driven)
+
+    def _told(self, driven: _Driven) -> None:
+        """The server was told something, perhaps by a finalizer, on any thread and after the loop's end."""
+        if threading.get_ident() == self._thread and not self.loop.is_closed():
+            self._sent(driven, None)
 
     async def send(self, endpoint: str, kind: str, request: Message, deadline: float | None) -> None:
         """Send a one-way message to ``endpoint``. Raises as Channel.send() and ChannelPool.acquire() do."""
