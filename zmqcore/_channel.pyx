@@ -57,7 +57,7 @@ from zmqcore._frame cimport (
 from zmqcore._libzmq cimport libzmq, raise_errno, zc_msg_t
 from zmqcore._socket cimport (
     NEVER, SharedSocket, SpinScore, Waiter, Wakes, coarse_now_ns, deadline_after, deadline_from, fork_generation,
-    keep_alive, now_ns, waiter_borrow, waiter_return, wakes_move, wakes_owe, wakes_pay,
+    limit_silence, now_ns, waiter_borrow, waiter_return, wakes_move, wakes_owe, wakes_pay,
 )
 
 from zmqcore import errors
@@ -344,7 +344,7 @@ cdef class Channel:
             socket.setsockopt(zmq.RECONNECT_IVL, 20)
             socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
             socket.setsockopt(zmq.MAXMSGSIZE, max_bytes)
-            keep_alive(socket, liveness)
+            limit_silence(socket, liveness, True)
             if configure is not None:
                 configure(socket)
             socket.connect(endpoint)

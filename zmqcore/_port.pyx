@@ -40,7 +40,7 @@ from zmqcore._frame cimport (
 )
 from zmqcore._libzmq cimport ZMQ_DONTWAIT, ZMQ_SNDMORE, libzmq, raise_errno, zc_msg_t
 from zmqcore._socket cimport (
-    NEVER, SharedSocket, Waiter, coarse_now_ns, deadline_after, fork_generation, keep_alive, now_ns, waiter_borrow,
+    NEVER, SharedSocket, Waiter, coarse_now_ns, deadline_after, fork_generation, limit_silence, now_ns, waiter_borrow,
     waiter_return,
 )
 
@@ -213,7 +213,7 @@ cdef class Port:
 
     ``max_bytes`` and ``max_buffers`` bound one message in either direction; ``high_water`` is how many replies may
     wait for one peer that does not read them before further ones are dropped and counted. After ``liveness`` seconds
-    a peer that is stopped or cut off is disconnected. ``spin`` is how long, in
+    or a little more a TCP peer that is cut off is disconnected. ``spin`` is how long, in
     seconds, receive() polls without blocking first. ``configure(socket)`` is called before binding. Raises OSError
     or zmq.ZMQError when an endpoint cannot be bound.
 
@@ -233,7 +233,7 @@ cdef class Port:
             socket.setsockopt(zmq.LINGER, 0)
             socket.setsockopt(zmq.MAXMSGSIZE, max_bytes)
             socket.setsockopt(zmq.BACKLOG, 1024)
-            keep_alive(socket, liveness)
+            limit_silence(socket, liveness, False)
             if configure is not None:
                 configure(socket)
             for endpoint in endpoints:

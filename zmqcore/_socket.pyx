@@ -263,22 +263,32 @@ os.register_at_fork(after_in_child=_after_fork_in_child)
 
 # -- liveness -----------------------------------------------------------------------------------------------
 
-# A third of the limit until the next heartbeat, and this share of it for the answer: together a little less than all.
-cdef double _ANSWER_SHARE = 0.6
+# Of the limit: until the next heartbeat or keepalive, and for an answer. Together a little less than all.
+cdef double _ASKED_AFTER = 1 / 3
+cdef double _ANSWERED_WITHIN = 0.6
 
 
-cdef int keep_alive(socket, double liveness) except -1:
-    """Have libzmq break every connection of ``socket``, which has none yet, on which the peer is not heard.
+cdef int limit_silence(socket, double liveness, bint heartbeats) except -1:
+    """Have every connection of ``socket``, which has none yet, broken when its peer has not been heard for so long.
 
-    ``liveness`` is the limit in seconds, 0.1 to 86,400. ZMTP's heartbeats are answered by the peer's I/O thread, which
-    needs no GIL: a peer that computes is heard, one that is stopped or cut off is not. libzmq sends none while a
-    message is half written, so TCP has the limit as well (TCP_USER_TIMEOUT, tcp(7)), where there is such an option.
+    ``liveness`` is the limit in seconds, 0.1 to 86,400. With ``heartbeats``, ZMTP's: they are answered by the peer's
+    I/O thread, which needs no GIL, so that a peer that computes is heard, and one that is stopped or cut off is not.
+    They cost libzmq a timer per connection and a search through all of them per answer, which is too much for
+    thousands. So one side has them, the one that connects; for the other one TCP alone tells (tcp(7)), to whole
+    seconds, of peers that are cut off. TCP's own limit for what is not acknowledged is for both: libzmq sends no
+    heartbeat while a message is half written.
     """
     if not 0.1 <= liveness <= 86_400:
         raise ValueError(f"liveness is {liveness!r} s; it must be at least 0.1 and at most 86,400")
-    socket.setsockopt(zmq.HEARTBEAT_IVL, int(liveness * 1000 / 3))
-    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, int(liveness * 1000 * _ANSWER_SHARE))
-    socket.setsockopt(zmq.TCP_MAXRT, int(liveness * 1000 * _ANSWER_SHARE))
+    socket.setsockopt(zmq.TCP_MAXRT, int(liveness * 1000 * _ANSWERED_WITHIN))
+    if heartbeats:
+        socket.setsockopt(zmq.HEARTBEAT_IVL, int(liveness * 1000 * _ASKED_AFTER))
+        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, int(liveness * 1000 * _ANSWERED_WITHIN))
+    else:
+        pause = max(1, min(int(liveness * _ASKED_AFTER), 32_767))
+        socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
+        socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, pause)
+        socket.setsockopt(zmq.TCP_KEEPALIVE_INTVL, pause)
     return 0
 
 
