@@ -39,6 +39,8 @@ LAYERS: dict[str, list[str]] = {
     "runtime_dir": [*BASE],
     # the thread that leads where nobody waits: it sees channels through a protocol of its own
     "attendant": [*BASE],
+    # the one that sends again what a lost channel has left
+    "redelivery": [*BASE, "_libzmq", "_frame", "_socket", "_channel", "_pool"],
 }
 VALUES = [*BASE, "topic", "endpoint", "runtime_dir"]
 LAYERS["matchmaker"] = VALUES
@@ -47,6 +49,7 @@ LAYERS["node"] = [
     "codec",
     "matchmaker",
     "attendant",
+    "redelivery",
     "_libzmq",
     "_frame",
     "_socket",
@@ -54,7 +57,7 @@ LAYERS["node"] = [
     "_port",
     "_pool",
 ]
-LAYERS["rpc"] = [*VALUES, "codec", "matchmaker", "node", "_frame", "_channel", "_port", "_pool"]
+LAYERS["rpc"] = [*VALUES, "codec", "matchmaker", "node", "redelivery", "_frame", "_channel", "_port", "_pool"]
 LAYERS["router"] = LAYERS["node"] + ["node"]
 # The package itself only gathers the public names.
 LAYERS[""] = [*VALUES, "codec", "matchmaker", "node", "rpc"]

@@ -38,6 +38,7 @@ cdef class Lane:
     cdef int64_t n_unfinished   # accepted, and not known to be finished
     cdef int64_t n_barred       # of these, those that something new must not overtake now
     cdef int64_t n_accepted     # since it was made; gives each message its place
+    cdef int64_t n_given_up
 
 cdef class Retained:
     cdef Parcel parcel          # owned: shares the memory of what was sent
@@ -134,7 +135,8 @@ cdef class Channel:
         self, str kind, bytes topic, str method, body, list buffers, bytes metadata, int codec, timeout,
         bint expires=*) except 0
     cpdef uint64_t send_now(
-        self, str kind, bytes topic, str method, body, list buffers, bytes metadata, int codec) except? 0
+        self, str kind, bytes topic, str method, body, list buffers, bytes metadata, int codec,
+        Lane lane=*) except? 0
 
     cpdef uint64_t send_accepted(
         self, Lane lane, str kind, bytes topic, str method, body, list buffers, bytes metadata, int codec,
@@ -146,6 +148,7 @@ cdef class Channel:
     cdef int _have_tended(self) except -1
     cdef int _await_finished(self, Lane lane, int64_t deadline) except -1
     cdef int _may_retain(self, size_t size) noexcept
+    cdef bint _may_accept(self, Lane lane, size_t size) noexcept
     cdef int _check_lane(self, Lane lane) except -1
     cdef int _identify(self, Parcel *parcel) except -1
     cdef int _retain(self, Retained retained, Lane lane, size_t size) except -1
@@ -154,6 +157,8 @@ cdef class Channel:
     cdef int _bar(self) except -1
     cdef int _unbar(self) except -1
     cdef int _give_up_retained(self, uint64_t before) except -1
+    cdef bint _give_up_one(self, uint64_t id) except -1
+    cdef int _leave_over(self, Retained retained) except -1
     cdef int _wake_flushers(self) except -1
     cdef bint is_clean(self) noexcept
     cdef Pending _start(

@@ -18,6 +18,8 @@ class Lane:
     @property
     def unfinished(self) -> int: ...
     @property
+    def given_up(self) -> int: ...
+    @property
     def barred(self) -> bool: ...
     def wait(self, timeout: float | None = None) -> bool: ...
 
@@ -71,7 +73,7 @@ class Channel:
         spin: float = 60e-6,
         configure: Callable[[zmq.Socket[bytes]], object] | None = None,
         attention: Callable[[Channel], object] | None = None,
-        undelivered: Callable[[Channel, list[Retained]], object] | None = None,
+        undelivered: Callable[[list[Retained]], object] | None = None,
     ) -> None: ...
     def call(
         self,
@@ -127,6 +129,7 @@ class Channel:
         buffers: list[Any] | None,
         metadata: bytes,
         codec: int,
+        lane: Lane | None = None,
     ) -> int: ...
     def send_accepted(
         self,

@@ -140,12 +140,17 @@ cdef class Lane:
         return zc_read(&self.n_unfinished)
 
     @property
+    def given_up(self) -> int:
+        """How many of the accepted messages nobody sends any more: they may have been executed, or not."""
+        return zc_read(&self.n_given_up)
+
+    @property
     def barred(self) -> bool:
         """Whether nothing new may be sent just now, because it would overtake something."""
         return zc_read(&self.n_barred) > 0
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until all that was accepted is finished, or ``timeout`` seconds; return whether it is.
+        """Wait until all that was accepted is finished, or given up, or ``timeout`` seconds; return whether it is.
 
         Drives the channel meanwhile. Any number of threads may do that.
         """
@@ -195,6 +200,7 @@ cdef class Retained:
     def give_up(self) -> None:
         """Count it out: it will not be sent again. Only for who has been given it as undelivered, and once."""
         if self.lane is not None:
+            zc_add(&self.lane.n_given_up, 1)
             self.leave_lane()
 
     cdef int64_t leave_lane(self) noexcept:
@@ -320,7 +326,7 @@ cdef class Channel:
     blocking first. ``configure(socket)`` is called before connecting, e.g. to set keys. ``attention(channel)`` is
     called, outside any lock, when a submitted request may end while nobody waits for it: who is responsible then
     calls attend() until it returns None, at once whenever ``fd`` is readable unless the channel is ``unhurried``.
-    ``undelivered(channel, messages)`` is called, outside any lock, with the Retained that the channel has given up, in
+    ``undelivered(messages)`` is called, outside any lock, with the Retained that the channel has given up, in
     order; without it they are dropped.
 
     Thread-safe. After a fork the child cannot use it (Closed). Costs two file descriptors.
@@ -442,12 +448,14 @@ cdef class Channel:
         return sent.id
 
     cpdef uint64_t send_now(
-        self, str kind, bytes topic, str method, body, list buffers, bytes metadata, int codec,
+        self, str kind, bytes topic, str method, body, list buffers, bytes metadata, int codec, Lane lane=None,
     ) except? 0:
         """send() if that can be done at once; return 0, and do nothing, if it has to wait or cannot be done at all.
 
-        Unlike a send() it needs no acquired channel of a pool: once a channel is to close it does nothing.
+        Unlike a send() it needs no acquired channel of a pool: once a channel is to close it does nothing. With
+        ``lane`` it is send_accepted() in the same way.
         """
+        cdef Retained retained = None
         cdef Parcel parcel
         cdef Header header
         cdef uint64_t id = 0
@@ -462,20 +470,30 @@ cdef class Channel:
         header.id = 0
         header.ack = 0
         header.remaining_ms = NO_DEADLINE
+        if lane is not None:
+            header.flags |= FLAG_IDENTIFIED
+            metadata = NO_IDENTITY + metadata if metadata else NO_IDENTITY
+            retained = Retained.__new__(Retained)
         parcel_pack(&parcel, &header, topic, method, metadata, body, buffers, self.max_bytes, self.max_buffers)
         self.shared.enter()
         try:
             if self.state == STATE_OPEN and not (self.goodbye or self.retired or self.senders) \
                     and self._has_room(parcel.n_bytes):
                 self._look_sometimes(coarse_now_ns())
-                if self.state == STATE_OPEN and not self.goodbye:
-                    self._transmit(&parcel)
+                if self.state == STATE_OPEN and not self.goodbye \
+                        and (lane is None or self._may_accept(lane, parcel.n_bytes)):
+                    try:
+                        self._transmit(&parcel, retained, lane)
+                    except errors.PeerLost:
+                        return 0        # nothing has left: there may be another one
                     id = self.sent_id
                     self.n_casts += 1
                     self._after_sending()
         finally:
             self._unlock()
             parcel_close(&parcel)
+        if retained is not None and id:
+            self._have_tended()
         return id
 
     cpdef uint64_t send_accepted(
@@ -511,6 +529,12 @@ cdef class Channel:
         pending.deadline = deadline
         self._check()
         pending.lane = lane
+        if self.instance is None and retained.parcel.n_bytes > <size_t>UNANNOUNCED_BYTES:
+            self.ping(timeout)
+        if retained.parcel.n_bytes > self.max_bytes or retained.parcel.n_parts > self.max_buffers:
+            raise errors.PayloadTooLarge(
+                f"message of {retained.parcel.n_bytes} bytes with {retained.parcel.n_parts} buffers; {self.endpoint}"
+                f" takes {self.max_bytes} and {self.max_buffers}")
         parcel_copy(&parcel, &retained.parcel)
         self.shared.enter()
         try:
@@ -593,18 +617,22 @@ cdef class Channel:
                     # Overdue, but calls are outstanding: they have deadlines of their own.
                     return max(0.05, min((self.drain_deadline - now) / 1e9, self._tend_after(3600.0)))
             self.attended = self.loop_thread != 0
-            self.tended = len(self.retained) > 0 and not self.attended
-            return TEND_INTERVAL if self.tended else None
+            if not self.retained:
+                self.tended = False
+            elif self.loop_thread != PyThread_get_thread_ident():
+                return TEND_INTERVAL
+            return None
         finally:
             self._unlock()
 
     cdef double _tend_after(self, double seconds) noexcept:
         """Return after how many seconds to attend again where ``seconds`` would do but for what is retained."""
-        return min(seconds, TEND_INTERVAL) if self.retained and self.loop_thread == 0 else seconds
+        return min(seconds, TEND_INTERVAL) if self.retained else seconds
 
     cdef int _have_tended(self) except -1:
-        """Something is retained: somebody has to take what the port says about it, even if nobody calls any more."""
-        if not self.tended and not self.attended and self.attention is not None and self.retained:
+        """Something is retained: somebody has to take what the port says about it, even if nobody calls any more, and
+        even if an event loop drives the channel, which may be closed at any time."""
+        if not self.tended and self.attention is not None and self.retained:
             self.tended = True
             self.attention(self)
         return 0
@@ -635,8 +663,6 @@ cdef class Channel:
             self.loop_thread = 0
             orphaned = len(self.expiring) > 0 or self.on_clean is not None
             self.attended = orphaned
-            if self.retained:
-                orphaned = self.tended = True
         finally:
             self._unlock()
         if orphaned and self.attention is not None:
@@ -652,7 +678,6 @@ cdef class Channel:
         try:
             self.retired = True
             self._drain()
-            self._bar()
             self.on_clean = on_clean
             self.drain_deadline = deadline_after(timeout)
             if self.state <= STATE_OPEN and not self.is_clean():
@@ -1035,6 +1060,10 @@ cdef class Channel:
         return <uint64_t>len(self.retained) < self.max_retained and (
             self.retained_bytes == 0 or self.retained_bytes + size <= self.window_bytes)
 
+    cdef bint _may_accept(self, Lane lane, size_t size) noexcept:
+        """Whether a new message can be accepted at once."""
+        return not self.acceptors and self._may_retain(size) and zc_read(&lane.n_barred) == 0
+
     cdef int _check_lane(self, Lane lane) except -1:
         if zc_read(&lane.n_barred) > 0:
             raise errors.Unreachable(
@@ -1119,21 +1148,33 @@ cdef class Channel:
 
     cdef int _give_up_retained(self, uint64_t before) except -1:
         """What was sent with an id below ``before`` is not finished, and this channel will not hear of it any more."""
-        cdef Retained retained
-        cdef object queue = self.retained
-        while queue:
-            retained = queue[0]
-            if retained.id >= before:
-                break
-            queue.popleft()
-            self.retained_bytes -= retained.parcel.n_bytes
-            self.n_undelivered += 1
-            if not retained.barring:
-                retained.barring = True
-                zc_add(&retained.lane.n_barred, 1)
-            self.left_over.append(retained)
+        while self.retained and (<Retained>self.retained[0]).id < before:
+            self._leave_over(self.retained.popleft())
         if self.acceptors:
             self._wake_first(self.acceptors)
+        return 0
+
+    cdef bint _give_up_one(self, uint64_t id) except -1:
+        """The port has refused message ``id``; return whether it is one that is retained."""
+        cdef Retained retained
+        for retained in self.retained:
+            if retained.id >= id:
+                break
+        else:
+            return False
+        if retained.id != id:
+            return False
+        self.retained.remove(retained)
+        self._leave_over(retained)
+        return True
+
+    cdef int _leave_over(self, Retained retained) except -1:
+        self.retained_bytes -= retained.parcel.n_bytes
+        self.n_undelivered += 1
+        if not retained.barring:
+            retained.barring = True
+            zc_add(&retained.lane.n_barred, 1)
+        self.left_over.append(retained)
         return 0
 
     cdef int _wake_flushers(self) except -1:
@@ -1370,7 +1411,9 @@ cdef class Channel:
         if header.kind == KIND_REPLY or header.kind == KIND_ERROR or header.kind == KIND_PONG:
             pending = self.pending.pop(header.id, None)
             if pending is None:
-                if header.kind != KIND_PONG:
+                if header.kind == KIND_ERROR and self._give_up_one(header.id):
+                    pass        # refused: the port had said goodbye before it came
+                elif header.kind != KIND_PONG:
                     self.n_late += 1
             else:
                 self.n_replies += 1
@@ -1707,7 +1750,7 @@ cdef int _hand_over(Channel channel, list left_over) except -1:
     cdef Retained retained
     if channel.undelivered is not None:
         try:
-            channel.undelivered(channel, left_over)
+            channel.undelivered(left_over)
             return 0
         except BaseException as exc:
             PyErr_SetObject(type(exc), exc)

@@ -1,8 +1,8 @@
 """The pool of channels: see ``_pool.pyx``."""
 
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint64_t
 
-from zmqcore._channel cimport Channel
+from zmqcore._channel cimport Channel, Lane
 from zmqcore._table cimport Slot, Table
 
 cdef class ChannelPool:
@@ -16,5 +16,8 @@ cdef class ChannelPool:
 
     cdef int _pump(self) except -1
     cdef int _count_out(self, Slot slot) except -1
+    cdef uint64_t _send_now(
+        self, str endpoint, str kind, bytes topic, str method, body, list buffers, bytes metadata, int codec,
+        Lane lane) except? 0
     cpdef Channel acquire_open(self, str endpoint)
     cpdef release(self, Channel channel)

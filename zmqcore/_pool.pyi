@@ -79,6 +79,18 @@ class ChannelPool:
         metadata: bytes,
         codec: int,
     ) -> int: ...
+    def accept_now(
+        self,
+        lanes: dict[str, Lane],
+        endpoint: str,
+        kind: str,
+        topic: bytes,
+        method: str,
+        body: Buffer,
+        buffers: list[Any] | None,
+        metadata: bytes,
+        codec: int,
+    ) -> int: ...
     def send_accepted(
         self,
         lane: Lane,

@@ -244,6 +244,22 @@ cdef class ChannelPool:
 
         What most casts come to: one turn under each of two locks, no user counted in and out.
         """
+        return self._send_now(endpoint, kind, topic, method, body, buffers, metadata, codec, None)
+
+    def accept_now(
+        self, dict lanes not None, str endpoint not None, str kind not None, bytes topic, str method, body,
+        list buffers, bytes metadata, int codec,
+    ) -> int:
+        """send_now() on the lane of ``endpoint`` in ``lanes``; 0 also if it has none yet."""
+        lane = lanes.get(endpoint)
+        if lane is None:
+            return 0
+        return self._send_now(endpoint, kind, topic, method, body, buffers, metadata, codec, lane)
+
+    cdef uint64_t _send_now(
+        self, str endpoint, str kind, bytes topic, str method, body, list buffers, bytes metadata, int codec,
+        Lane lane,
+    ) except? 0:
         cdef Table table = self.table
         cdef Slot slot
         cdef Channel channel = None
@@ -260,7 +276,7 @@ cdef class ChannelPool:
         table.lock.release()
         if channel is None:
             return 0
-        id = channel.send_now(kind, topic, method, body, buffers, metadata, codec)
+        id = channel.send_now(kind, topic, method, body, buffers, metadata, codec, lane)
         if id == 0:
             table.lock.acquire()
             table.n_acquired -= 1

@@ -65,6 +65,11 @@ cdef int64_t PRUNE_EVERY = 30_000_000_000       # ns
 cdef int64_t PRUNE_SILENT_FOR = 60_000_000_000  # ns
 
 
+cdef inline bint _is_accepted(const Header *header) noexcept nogil:
+    """Whether it is a one-way message whose sender keeps it until it is finished."""
+    return header.flags & FLAG_IDENTIFIED and (header.kind == KIND_CAST or header.kind == KIND_FANOUT)
+
+
 @cython.final
 cdef class Sender:
     """Which messages of one sender have come, and which are finished: a ring of bits, as in RFC 6479."""
@@ -378,8 +383,8 @@ cdef class Port:
     def goodbye(self) -> None:
         """Tell every peer, also those to come, that nothing new is wanted here: clients go elsewhere.
 
-        Calls on connections that are made later are refused. (The socket is not unbound: libzmq would end the existing
-        connections, too.)
+        Calls and accepted messages on connections that are made later are refused. (The socket is not unbound: libzmq
+        would end the existing connections, too.)
 
         A channel answers once it has everything it waits for, see settled().
         """
@@ -586,7 +591,7 @@ cdef class Port:
             if self.last_peer is peer:
                 self.last_peer = None
             return None
-        if header.kind == KIND_CALL and peer.late:
+        if peer.late and (header.kind == KIND_CALL or _is_accepted(&header)):
             self._count_taken(peer, &header, n_bytes)
             self._control(peer, KIND_ERROR, header.id, b"Draining: the server takes nothing new", delimiter)
             # It must have read that before the port is closed: else it cannot know that nothing was executed.
@@ -614,7 +619,7 @@ cdef class Port:
         request.port = self
         request.peer = peer
         request.envelope = envelope
-        if header.flags & FLAG_IDENTIFIED and header.kind != KIND_CALL and self._is_duplicate(request):
+        if _is_accepted(&header) and self._is_duplicate(request):
             self._count_in_turn(peer, &header, n_bytes)
             return None
         request.delimiter = delimiter

@@ -27,6 +27,7 @@ from zmqcore._socket import waiters
 from zmqcore.attendant import Attendant
 from zmqcore.codec import Codec, Limits, MsgpackCodec, get_codec
 from zmqcore.matchmaker import Matchmaker, open_matchmaker
+from zmqcore.redelivery import Redelivery
 from zmqcore.runtime_dir import runtime_directory
 
 __all__ = ["Node", "Owned", "called_back", "default_node"]
@@ -109,6 +110,7 @@ class Node:
         self.window_messages = window_messages
         self.window_bytes = window_bytes
         self.attendant = Attendant()
+        self.redelivery = Redelivery(patience=connect_timeout)
         self.pool = ChannelPool(
             self._connect,
             max_sockets=max_sockets,
@@ -122,11 +124,12 @@ class Node:
             probe=endpoints.probe,
             maintenance=self.attendant.maintain,
         )
+        self.redelivery.pool = self.pool
         self._lock = threading.RLock()
         self._given_context = context
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._owned: weakref.WeakSet[Owned] = weakref.WeakSet()
-        self._closed = False
+        self._closed = self._flushing = False
         self._ended = threading.Event()
         _nodes.add(self)
 
@@ -154,17 +157,20 @@ class Node:
 
     def _after_fork_in_child(self) -> None:
         # Kept, not freed: neither is the child's, and another thread of the parent may be inside.
-        _inherited.append((self._context, self._given_context, self._owned))
+        _inherited.append((self._context, self._given_context, self._owned, self.redelivery))
         self._lock = threading.RLock()
         self._context = self._given_context = None
         self._owned = weakref.WeakSet()
+        self.redelivery = self.redelivery.of_child()
+        self.redelivery.pool = self.pool
+        self._flushing = False
         self._ended = threading.Event()
         if self._closed:
             self._ended.set()
         self.identity = uuid.uuid4().hex
 
     def _check(self) -> None:
-        if self._closed:
+        if self._closed and not self._flushing:
             raise errors.Closed("the node is closed")
 
     def _connect(self, endpoint: str) -> Channel:
@@ -178,6 +184,7 @@ class Node:
             liveness=self.liveness,
             spin=self.spin,
             attention=self.attendant.attend,
+            undelivered=self.redelivery.take,
         )
 
     def open_port(self, bind: Sequence[str] | None = None) -> Port:
@@ -216,15 +223,18 @@ class Node:
             "pid": os.getpid(),
             "matchmaker": self.matchmaker.url,
             "pool": self.pool.stats(),
+            "accepted": self.redelivery.stats(),
             "channels": {channel.endpoint: channel.stats() for channel in self.pool.channels()},
             "buffers": pinned(),
             "waiters": waiters(),
         }
 
     def close(self, timeout: float = 5.0) -> None:
-        """Stop this node's servers (up to ``timeout`` seconds each), then close pool, matchmaker and context.
+        """Wait for what was accepted, stop this node's servers, then close pool, matchmaker and context.
 
-        What is outstanding ends with Closed. Twice is fine, also at the same time: the second one only waits.
+        ``timeout``: for how many seconds at most, for each of these. What is outstanding ends with Closed; what was
+        accepted and is not finished then is given up, and the log says how much that is. Twice is fine, also at the
+        same time: the second one only waits.
         Called by a handler of one of its servers, by a callback of a future, or on an event loop on which one of its
         servers runs, it returns at once, and the node closes behind it.
         """
@@ -249,15 +259,27 @@ class Node:
                 stack.callback(_terminate, context, _TERM_PATIENCE)
             stack.callback(self.matchmaker.close)
             stack.callback(self.attendant.close)
+            stack.callback(self.redelivery.close)
             stack.callback(self.pool.close, timeout)
             for thing in list(self._owned):
                 stack.callback(thing.close_down, timeout)
+            # First of all: its own servers may be where that goes.
+            stack.callback(self._flush, timeout)
+
+    def _flush(self, timeout: float) -> None:
+        """Wait for what was accepted, and let it be sent again if need be."""
+        self._flushing = True
+        try:
+            self.redelivery.flush(timeout)
+        finally:
+            self._flushing = False
 
     def __del__(self) -> None:
         # Dropped without close(). The context warns of that by itself, and goes with its last socket.
         if not getattr(self, "_closed", True):
             self._closed = True
             self.pool.close(0.0)
+            self.redelivery.close()
             self.attendant.close()
             self.matchmaker.close()
 

@@ -155,7 +155,7 @@ def test_what_has_come_is_known_for_8192_numbers(
     port: Port, held: list[Request], bare: Callable[..., Any], step: int
 ) -> None:
     client = bare(port.endpoints[0])
-    sequence, last = 1, 20_000 // step * step + 1
+    sequence, last = 1, 12_000 // step * step + 1
     numbers = list(range(sequence, last + 1, step))
     for sequence in numbers:
         send(client, sequence)

@@ -277,8 +277,10 @@ def test_a_timeout_that_is_none_is_refused(node: Node, timeout: float) -> None:
 
 
 def test_a_delivery_that_does_not_exist_is_refused(node: Node) -> None:
-    with pytest.raises(ValueError, match="accepted"):
-        Client("t", node=node, delivery="accepted")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="'sent' or 'accepted'"):
+        Client("t", node=node, delivery="exactly once")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="'sent' or 'accepted'"):
+        Client("t", node=node).prepare(delivery="exactly once")  # type: ignore[arg-type]
 
 
 def test_prepare_changes_what_is_given_and_nothing_else(peers: Peers, node: Node, until: Until) -> None:

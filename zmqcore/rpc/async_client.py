@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import time
 import weakref
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from types import TracebackType
 from typing import Any, Self, TypeGuard, TypeVar
 
 from zmqcore import errors
+from zmqcore._channel import Lane
 from zmqcore.matchmaker import Member, Membership
+from zmqcore.redelivery import is_finished
 from zmqcore.rpc import deadline as deadlines
 from zmqcore.rpc import faults
+from zmqcore.rpc.accepted import check_finished
 from zmqcore.rpc.balancing import Target
 from zmqcore.rpc.base_client import BaseClient
 from zmqcore.rpc.hedging import first_answer_async
@@ -25,6 +28,9 @@ __all__ = ["AsyncClient"]
 
 #: How often to look for a first member, in seconds.
 _DISCOVERY_INTERVAL = 0.02
+
+#: Between two looks whether all is finished: the first pause and the longest one, in seconds.
+_FIRST_LOOK, _LONGEST_LOOK = 0.0005, 0.02
 
 T = TypeVar("T")
 
@@ -75,11 +81,13 @@ class AsyncClient(BaseClient):
         """Have ``method`` run on one server; see :meth:`Client.cast`."""
         deadline, request = self._prepare(method, args, kwargs)
         channels = self._channels()
-        await self._place(
-            channels,
-            lambda target: channels.send(target.endpoint, "cast", request, deadline),
-            self._search(deadline),
-        )
+        accepts, lanes = self.delivery == "accepted", self._route.lanes
+
+        def send(target: Target) -> Awaitable[None]:
+            lane = lanes(target.endpoint) if accepts else None
+            return channels.send(target.endpoint, "cast", request, deadline, lane)
+
+        await self._place(channels, send, self._search(deadline))
 
     async def fanout(self, method: str, /, *args: Any, **kwargs: Any) -> Fanout:
         """Have ``method`` run on every member; see :meth:`Client.fanout`."""
@@ -87,20 +95,27 @@ class AsyncClient(BaseClient):
         channels = self._channels()
         membership = await self._members(deadline)
         targets = self._route.targets(membership)
+        lanes = self._lanes_for(membership, deadline) if self.delivery == "accepted" else {}
         outcomes = await asyncio.gather(
-            *(channels.send(target.endpoint, "fanout", request, deadline) for target in targets),
+            *(
+                channels.send(target.endpoint, "fanout", request, deadline, lanes.get(target.endpoint))
+                for target in targets
+            ),
             return_exceptions=True,
         )
-        sent: list[Member] = []
+        sent: list[Target] = []
         failed: dict[Member, Exception] = {}
         for target, outcome in zip(targets, outcomes, strict=True):
             if outcome is None:
-                sent.append(target.member)
+                sent.append(target)
             elif _is_its_own(outcome):
                 failed[target.member] = outcome
             else:
                 raise outcome
-        return Fanout(membership.epoch, tuple(sent), failed)
+        if not lanes:
+            return Fanout(membership.epoch, tuple(target.member for target in sent), failed)
+        await _until_finished(lambda: [lanes[target.endpoint] for target in sent], deadline)
+        return self._accepted_fanout(membership, sent, failed, lanes)
 
     async def gather(self, method: str, /, *args: Any, **kwargs: Any) -> Gathered:
         """Call ``method`` on every member, all at once; see :meth:`Client.gather`."""
@@ -133,12 +148,20 @@ class AsyncClient(BaseClient):
 
     # -- the client itself -----------------------------------------------------------------------------------
 
-    async def close(self) -> None:
-        """Stop watching the topic's membership, and let go of the channels that this loop drives. Twice is fine.
+    async def flush(self, timeout: float | None = None) -> None:
+        """Wait until everything that was accepted is finished; see :meth:`Client.flush`."""
+        await _until_finished(self._routes.lanes, None if timeout is None else time.monotonic() + timeout)
+        check_finished(self._routes.lanes())
+
+    async def close(self, timeout: float = 5.0) -> None:
+        """Wait up to ``timeout`` seconds for what was accepted, stop watching the topic's membership, and let go of the
+        channels that this loop drives. Twice is fine.
 
         Calls of other clients on this loop go on: they take up the channels again.
         """
-        await in_thread(self._routes.close)
+        if not self._routes.closed:
+            await _until_finished(self._routes.lanes, time.monotonic() + timeout)
+        await in_thread(self._routes.close, 0.0)
         self._channels().release_idle()
 
     async def __aenter__(self) -> Self:
@@ -227,6 +250,20 @@ class AsyncClient(BaseClient):
                 return await self._call(channels, other.endpoint, request, search.deadline)
 
         return await first_answer_async(self._place(channels, ask, search), hedge_after, ask_another)
+
+
+async def _until_finished(lanes: Callable[[], Iterable[Lane]], deadline: float | None) -> None:
+    """Wait until all that was accepted on ``lanes()`` is finished, at most until ``deadline``.
+
+    This loop, or another thread, drives the channels meanwhile.
+    """
+    pause = _FIRST_LOOK
+    while not is_finished(lanes):
+        left = deadlines.time_left(deadline)
+        if left == 0.0:
+            return
+        await asyncio.sleep(pause if left is None else min(pause, left))
+        pause = min(2 * pause, _LONGEST_LOOK)
 
 
 def _is_its_own(outcome: object) -> TypeGuard[errors.ZmqcoreError]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal, Self
 
-from zmqcore.matchmaker import Member
+from zmqcore._channel import Lane
+from zmqcore.matchmaker import Member, Membership
 from zmqcore.node import Node, default_node
+from zmqcore.rpc.accepted import OneMember
 from zmqcore.rpc.balancing import Target
 from zmqcore.rpc.metadata import IDEMPOTENCY_KEY, Metadata, encode
+from zmqcore.rpc.results import Fanout
 from zmqcore.rpc.retry import Retry, Search
 from zmqcore.rpc.route import Routes
 from zmqcore.topic import Topic
@@ -28,7 +32,7 @@ class BaseClient:
         *,
         node: Node | None = None,
         timeout: float | None = 5.0,
-        delivery: Literal["sent"] = "sent",
+        delivery: Literal["sent", "accepted"] = "sent",
         connect: str | Sequence[str] | None = None,
         discovery_timeout: float = 1.0,
         retry: Retry | None = _DEFAULT_RETRY,
@@ -59,14 +63,20 @@ class BaseClient:
         self._metadata = encode(metadata, self._codec)
         # Bound once: casts are the most frequent thing there is.
         self._encode = self._codec.encode
-        self._send_now = self._pool.send_now
+        self._send_now = self._now()
+
+    def _now(self) -> Callable[..., int]:
+        """Return what sends a message to an endpoint if nothing has to be waited for."""
+        if self.delivery == "sent":
+            return self._pool.send_now
+        return partial(self._pool.accept_now, self._route.lanes.by_endpoint)
 
     def _check_options(self) -> None:
         """Raise ValueError for what no client can do."""
         if self.timeout is not None and not self.timeout > 0:
             raise ValueError(f"timeout is {self.timeout!r} s; it must be above 0, or None for no limit")
-        if self.delivery != "sent":
-            raise ValueError(f"delivery is {self.delivery!r}; 'sent' is what there is")
+        if self.delivery not in ("sent", "accepted"):
+            raise ValueError(f"delivery is {self.delivery!r}; it is 'sent' or 'accepted'")
         if self.hedge_after is not None:
             if not self.hedge_after > 0:
                 raise ValueError(f"hedge_after is {self.hedge_after!r} s; it must be above 0, or None")
@@ -78,7 +88,7 @@ class BaseClient:
         *,
         server: str | None = _UNSET,
         timeout: float | None = _UNSET,
-        delivery: Literal["sent"] = _UNSET,
+        delivery: Literal["sent", "accepted"] = _UNSET,
         discovery_timeout: float = _UNSET,
         retry: Retry | None = _UNSET,
         idempotent: bool = _UNSET,
@@ -119,6 +129,7 @@ class BaseClient:
             client.topic = Topic(self.topic.name, server, self.topic.exchange)
             client._wire = client.topic.wire
             client._route = self._routes.get(client.topic)
+        client._send_now = client._now()
         return client
 
     def _search(self, deadline: float | None) -> Search:
@@ -142,6 +153,27 @@ class BaseClient:
             self._route.done(other)
             return None
         return other
+
+    def _lanes_for(self, membership: Membership, deadline: float | None) -> dict[str, Lane]:
+        """Return a lane of its own for each member's copy of an accepted fanout, by endpoint."""
+        owner, redelivery = OneMember(deadline), self._node.redelivery
+        endpoints = [target.endpoint for target in self._route.targets(membership)]
+        return {endpoint: redelivery.lane(endpoint, owner) for endpoint in endpoints}
+
+    def _accepted_fanout(
+        self,
+        membership: Membership,
+        sent: list[Target],
+        failed: dict[Member, Exception],
+        lanes: dict[str, Lane],
+    ) -> Fanout:
+        finished: list[Member] = []
+        unknown: list[Member] = []
+        for target in sent:
+            lane = lanes[target.endpoint]
+            (unknown if lane.unfinished or lane.given_up else finished).append(target.member)
+        members = tuple(target.member for target in sent)
+        return Fanout(membership.epoch, members, failed, tuple(finished), tuple(unknown))
 
     def members(self) -> tuple[Member, ...]:
         """Return the members that the topic has now, as far as is known; possibly none."""

@@ -5,14 +5,17 @@ from __future__ import annotations
 import concurrent.futures
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from zmqcore import errors
-from zmqcore._channel import Pending
+from zmqcore._channel import Lane, Pending
 from zmqcore.matchmaker import Member, Membership
+from zmqcore.redelivery import wait_until_finished
 from zmqcore.rpc import deadline as deadlines
 from zmqcore.rpc import faults
+from zmqcore.rpc.accepted import check_finished
 from zmqcore.rpc.balancing import Target
 from zmqcore.rpc.base_client import BaseClient
 from zmqcore.rpc.future import CallFuture
@@ -36,11 +39,12 @@ class Client(BaseClient):
     ``timeout``: how long, in seconds, an operation may take in all; None for ever. ``connect``: endpoints of servers,
     one or several, instead of asking the node's matchmaker. ``discovery_timeout``: how long to wait for a first
     member to appear before NoSuchTopic. ``delivery="sent"``: a cast is at most once, handed to a live connection or
-    an error says why not. ``metadata``: what accompanies every message of this client, a mapping with text as keys; a
-    handler reads it by ``zmqcore.metadata()``.
+    an error says why not; ``"accepted"``: at least once, see cast(). ``metadata``: what accompanies every message of
+    this client, a mapping with text as keys; a handler reads it by ``zmqcore.metadata()``.
 
     Thread-safe, and cheap: sockets belong to the node's pool. Works in a forked child too. A large buffer among the
-    arguments is not copied: do not change it before a call has returned, or a cast's message has left.
+    arguments is not copied: do not change it before a call has returned, a cast's message has left,
+    or what was accepted is finished.
 
     Every operation raises, besides what its docstring says: DeadlineExceeded, Unreachable, PeerLost, NoSuchTopic,
     Overloaded, PoolExhausted, BadArguments, PayloadTooLarge, Closed.
@@ -87,13 +91,20 @@ class Client(BaseClient):
         return faults.outcome(self._pool.call(endpoint, *request), self._codec, endpoint)
 
     def _send(self, target: Target, *request: Any) -> None:
-        self._pool.send(target.endpoint, *request)
+        if self.delivery == "sent":
+            self._pool.send(target.endpoint, *request)
+        else:
+            self._pool.send_accepted(self._route.lanes(target.endpoint), *request)
+
+    def _send_on(self, lanes: dict[str, Lane], endpoint: str, *request: Any) -> int:
+        return self._pool.send_accepted(lanes[endpoint], *request)
 
     def cast(self, method: str, /, *args: Any, **kwargs: Any) -> None:
         """Have ``method`` run on one server; return once the message has been handed to a live connection.
 
-        At most once. What becomes of it afterwards nobody tells. The timeout bounds the handing over; the message
-        itself does not expire.
+        At most once, and what becomes of it afterwards nobody tells; but with ``delivery="accepted"`` at least once: it
+        is kept, and sent again if need be, until a server has run it, see flush(). The timeout bounds the handing over;
+        the message itself does not expire. An error means that it was not accepted.
         """
         buffers: list[Any] = []
         body = self._encode((args, kwargs), buffers)
@@ -120,21 +131,30 @@ class Client(BaseClient):
     def fanout(self, method: str, /, *args: Any, **kwargs: Any) -> Fanout:
         """Have ``method`` run on every member that the topic has now; return who has been sent it and who not.
 
-        At most once each. Raises NoSuchTopic if there is no member at all.
+        At most once each. With ``delivery="accepted"`` it waits until they have run it, and says who has and of whom
+        that is not known when the timeout is over. Raises NoSuchTopic if there is no member at all.
         """
         deadline = deadlines.tighten(self.timeout)
         buffers: list[Any] = []
         body = self._encode((args, kwargs), buffers)
         request = ("fanout", self._wire, method, body, buffers or None, self._metadata, self._codec_id)
         membership = self._route.members(self.discovery_timeout, deadline)
-        sent: list[Member] = []
+        lanes: dict[str, Lane] = {}
+        send: Callable[..., int] = self._pool.send
+        if self.delivery == "accepted":
+            lanes = self._lanes_for(membership, deadline)
+            send = partial(self._send_on, lanes)
+        sent: list[Target] = []
         failed: dict[Member, Exception] = {}
-        for target, outcome in self._to_all(membership, self._pool.send, request, deadline):
+        for target, outcome in self._to_all(membership, send, request, deadline):
             if isinstance(outcome, Exception):
                 failed[target.member] = outcome
             else:
-                sent.append(target.member)
-        return Fanout(membership.epoch, tuple(sent), failed)
+                sent.append(target)
+        if not lanes:
+            return Fanout(membership.epoch, tuple(target.member for target in sent), failed)
+        wait_until_finished(lambda: [lanes[target.endpoint] for target in sent], deadline)
+        return self._accepted_fanout(membership, sent, failed, lanes)
 
     def gather(self, method: str, /, *args: Any, **kwargs: Any) -> Gathered:
         """Call ``method`` on every member that the topic has now, all at once; return each one's result or error.
@@ -271,9 +291,22 @@ class Client(BaseClient):
 
     # -- the client itself -----------------------------------------------------------------------------------
 
-    def close(self) -> None:
-        """Stop watching the topic's membership. Sockets stay in the node's pool. Twice is fine."""
-        self._routes.close()
+    def flush(self, timeout: float | None = None) -> None:
+        """Wait until everything that was accepted is finished: the methods have run.
+
+        For casts of this client and its variations. ``timeout`` in seconds, None for ever. Raises DeadlineExceeded if
+        something is not known to be finished then, which stays accepted, and PeerLost if something has been given up.
+        """
+        wait_until_finished(self._routes.lanes, None if timeout is None else time.monotonic() + timeout)
+        check_finished(self._routes.lanes())
+
+    def close(self, timeout: float = 5.0) -> None:
+        """Wait up to ``timeout`` seconds for what was accepted, and stop watching the topic's membership.
+
+        What is not finished by then may still be, but is not sent again if it is lost; the log says how much that is.
+        Sockets stay in the node's pool. Twice is fine.
+        """
+        self._routes.close(timeout)
 
     def __enter__(self) -> Self:
         return self

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from zmqcore import errors
-from zmqcore._channel import Channel, Pending
+from zmqcore._channel import Channel, Lane, Pending
 from zmqcore._frame import Envelope
 from zmqcore.node import Node
 from zmqcore.rpc.deadline import check_time, time_left
@@ -121,6 +121,7 @@ class _Driven:
         "timer",
         "used",
         "waiting",
+        "waiting_to_accept",
     )
 
     def __init__(self, channel: Channel, node: Node) -> None:
@@ -134,6 +135,7 @@ class _Driven:
         self.look_due = False
         self.used = True
         self.waiting: deque[asyncio.Event] = deque()  # for room in the window, first come first served
+        self.waiting_to_accept: deque[asyncio.Event] = deque()  # likewise, for something to be finished
 
 
 class LoopChannels:
@@ -186,7 +188,7 @@ class LoopChannels:
                 pass
         if pending is None:
             pending = await self._in_turn(
-                driven, deadline, lambda: submit(*request, time_left(deadline), self._settle)
+                driven, driven.waiting, deadline, lambda: submit(*request, time_left(deadline), self._settle)
             )
         self._sent(driven, deadline)
         await self._end(pending, driven)
@@ -224,32 +226,46 @@ class LoopChannels:
         if threading.get_ident() == self._thread and not self.loop.is_closed():
             self._sent(driven, None)
 
-    async def send(self, endpoint: str, kind: str, request: Message, deadline: float | None) -> None:
-        """Send a one-way message to ``endpoint``. Raises as Channel.send() and ChannelPool.acquire() do."""
+    async def send(
+        self, endpoint: str, kind: str, request: Message, deadline: float | None, lane: Lane | None = None
+    ) -> None:
+        """Send a one-way message to ``endpoint``, with ``lane`` an accepted one.
+
+        Raises as Channel.send() or send_accepted() and ChannelPool.acquire() do.
+        """
         driven = self._by_endpoint.get(endpoint)
         if driven is None or not driven.channel.usable:
             driven = await self.drive(endpoint, deadline)
         if not driven.announced:
             await self._hear_hello(driven, request, deadline)
         check_time(deadline)
-        send = driven.channel.send
+        send: Callable[..., int] = driven.channel.send
+        waiting = driven.waiting
+        if lane is not None:
+            # What waits for something to be finished does not stand in the way of calls.
+            send, waiting = partial(driven.channel.send_accepted, lane), driven.waiting_to_accept
         sent = 0
-        if not driven.waiting:
+        if not waiting:
             try:
                 sent = send(kind, *request, 0.0)
             except errors.Overloaded:
                 pass
         if not sent:
-            await self._in_turn(driven, deadline, lambda: send(kind, *request, 0.0))
+            await self._in_turn(driven, waiting, deadline, lambda: send(kind, *request, 0.0))
         self._sent(driven, None)
 
-    async def _in_turn(self, driven: _Driven, deadline: float | None, attempt: Callable[[], T]) -> T:
-        """Return what ``attempt()`` returns once there is room; who came first goes first.
+    async def _in_turn(
+        self,
+        driven: _Driven,
+        waiting: deque[asyncio.Event],
+        deadline: float | None,
+        attempt: Callable[[], T],
+    ) -> T:
+        """Return what ``attempt()`` returns once there is room; who came first into ``waiting`` goes first.
 
         Raises Overloaded at the deadline, and PeerLost when the channel has gone.
         """
         turn = asyncio.Event()
-        waiting = driven.waiting
         waiting.append(turn)
         # What was sent so far is on its way; its acknowledgement is what makes room.
         self._sent(driven, None)
@@ -393,7 +409,7 @@ class LoopChannels:
         if not self.loop.is_closed():
             # Before its socket can be closed: the number of the descriptor may have another meaning then.
             self.loop.remove_reader(driven.fd)
-            for turn in driven.waiting:
+            for turn in (*driven.waiting, *driven.waiting_to_accept):
                 turn.set()
         self._held.discard(channel)
         if driven.adopted:
@@ -477,8 +493,9 @@ class LoopChannels:
         if not channel.usable and _is_gone(channel):
             self._let_go(driven)
             return None
-        if driven.waiting:
-            driven.waiting[0].set()
+        for waiting in (driven.waiting, driven.waiting_to_accept):
+            if waiting:
+                waiting[0].set()
         return left
 
 

@@ -15,12 +15,15 @@ class Fanout:
     """To whom a fanout went.
 
     ``epoch``: the membership's. ``sent``: the members whose connection has the message. ``failed``: the others, and
-    why.
+    why. With ``delivery="accepted"`` those in ``sent`` are either ``finished``: they have said that the method has
+    run, or ``unknown``: they have not said so within the timeout, and may have run it or not. Else both are empty.
     """
 
     epoch: int
     sent: tuple[Member, ...]
     failed: dict[Member, Exception] = field(default_factory=dict)
+    finished: tuple[Member, ...] = ()
+    unknown: tuple[Member, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

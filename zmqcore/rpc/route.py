@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -9,10 +10,12 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from zmqcore import errors
-from zmqcore._channel import Pending
+from zmqcore._channel import Lane, Pending
 from zmqcore.endpoint import Endpoint
 from zmqcore.matchmaker import Member, Membership, Watch
 from zmqcore.node import Node
+from zmqcore.redelivery import wait_until_finished
+from zmqcore.rpc.accepted import Lanes, unfinished
 from zmqcore.rpc.balancing import Balancer, Target
 from zmqcore.rpc.deadline import check_time
 from zmqcore.rpc.forked import renew_in_child
@@ -20,6 +23,8 @@ from zmqcore.rpc.retry import Refused, RetryBudget, Search
 from zmqcore.topic import Topic
 
 __all__ = ["Message", "Route", "Routes"]
+
+_logger = logging.getLogger("zmqcore.client")
 
 T = TypeVar("T")
 
@@ -40,6 +45,7 @@ class Route:
         self._balancer = Balancer(node.host)
         self._watch: Watch | None = None
         self._closed = False
+        self.lanes = Lanes(node, self._endpoints)
         self.renew()
         renew_in_child(self)
 
@@ -90,6 +96,9 @@ class Route:
     def targets(self, membership: Membership) -> list[Target]:
         """Return how this process reaches each of the members."""
         return self._balancer.targets(membership)
+
+    def _endpoints(self) -> list[str]:
+        return [target.endpoint for target in self.targets(self.known())]
 
     def only(self) -> Target | None:
         """Return the only member there is, if the last look has shown that: then there is nothing to choose."""
@@ -232,8 +241,21 @@ class Routes:
             route = self._routes.setdefault(topic, Route(self._node, topic, self._connect))
         return route
 
-    def close(self) -> None:
-        """Close all of them. Twice is fine."""
-        self.closed = True
-        for route in tuple(self._routes.values()):
-            route.close()
+    def lanes(self) -> list[Lane]:
+        """Return the lanes of all of them."""
+        return [lane for route in tuple(self._routes.values()) for lane in route.lanes]
+
+    def close(self, timeout: float) -> None:
+        """Close all of them, when all that was accepted is finished or ``timeout`` seconds are over. Twice is fine."""
+        if self.closed:
+            return
+        try:
+            wait_until_finished(self.lanes, time.monotonic() + timeout)
+        finally:
+            if left := unfinished(self.lanes()):
+                _logger.warning(
+                    "a client is closed, and not everything is finished that was accepted: %s", left
+                )
+            self.closed = True
+            for route in tuple(self._routes.values()):
+                route.close()

@@ -1,0 +1,72 @@
+"""A server in a process of its own that writes down what it runs: ``recorder.py OPTIONS``, a JSON map.
+
+``note(sender, number, seconds)`` appends "NAME SENDER NUMBER" to ``path``, by one write(2) when it ends: what is killed
+has written whole lines only. A line on stdin has it drain, say whether all was finished, and end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import time
+from typing import Any
+
+from zmqcore import AsyncServer, Node, Server
+
+
+class Recorder:
+    def __init__(self, path: str, name: str) -> None:
+        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        self._name = name
+
+    def note(self, sender: str, number: int, seconds: float = 0.0, _: Any = None) -> None:
+        if seconds:
+            time.sleep(seconds)
+        os.write(self._file, f"{self._name} {sender} {number}\n".encode())
+
+    def fail(self, sender: str, number: int) -> None:
+        self.note(sender, number)
+        raise ValueError(number)
+
+    def exit(self, sender: str, number: int) -> None:
+        self.note(sender, number)
+        os.kill(os.getpid(), 9)
+
+
+class AsyncRecorder(Recorder):
+    async def note(self, sender: str, number: int, seconds: float = 0.0, _: Any = None) -> None:  # type: ignore[override]
+        await asyncio.sleep(seconds)
+        super().note(sender, number)
+
+
+def say(what: Any) -> None:
+    print(json.dumps(what), flush=True)
+
+
+async def serve(options: dict[str, Any]) -> None:
+    recorder = AsyncRecorder(options["path"], options["name"])
+    node = Node(options["matchmaker"])
+    server = AsyncServer(options["topic"], recorder, node=node, **options["server"])
+    await server.start()
+    say(server.endpoints)
+    await asyncio.to_thread(sys.stdin.readline)
+    say(await server.stop())
+    node.close()
+
+
+def main(options: dict[str, Any]) -> None:
+    if options.pop("async", False):
+        asyncio.run(serve(options))
+        return
+    recorder = Recorder(options["path"], options["name"])
+    with Node(options["matchmaker"]) as node:
+        server = Server(options["topic"], recorder, node=node, **options["server"]).start()
+        say(server.endpoints)
+        sys.stdin.readline()
+        say(server.stop())
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))
