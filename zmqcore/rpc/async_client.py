@@ -18,8 +18,9 @@ from zmqcore.rpc import faults
 from zmqcore.rpc.accepted import check_finished
 from zmqcore.rpc.balancing import Target
 from zmqcore.rpc.base_client import BaseClient
+from zmqcore.rpc.handover import in_thread
 from zmqcore.rpc.hedging import first_answer_async
-from zmqcore.rpc.loop import LoopChannels, channels_of_running_loop, in_thread
+from zmqcore.rpc.loop import LoopChannels, channels_of_running_loop
 from zmqcore.rpc.results import Fanout, Gathered
 from zmqcore.rpc.retry import Refused, Search
 from zmqcore.rpc.route import Message
@@ -54,19 +55,18 @@ class AsyncClient(BaseClient):
         if self._budget.short:
             self._earn()
         target = self._route.only()
-        refusal = None
         if target is not None and self.hedge_after is None:
             try:
                 endpoint = target.endpoint
                 envelope = await channels.call(endpoint, request, deadline)
                 return faults.outcome(envelope, self._codec, endpoint, channels.stream)
             except Refused as exc:
-                refusal = exc
-        search = self._search(deadline)
+                search = self._search(deadline)
+                search.failed(target, exc)
+        else:
+            search = self._search(deadline)
         if self.hedge_after is not None:
             return await self._call_hedged(channels, request, search, self.hedge_after)
-        if target is not None and refusal is not None:
-            search.failed(target, refusal)
         return await self._place(
             channels, lambda target: self._call(channels, target.endpoint, request, deadline), search
         )

@@ -19,7 +19,7 @@ from zmqcore.rpc import deadline as deadlines
 from zmqcore.rpc import sigterm
 from zmqcore.rpc.backlog import Backlog, OnFull, check_queue
 from zmqcore.rpc.dispatcher import Dispatcher
-from zmqcore.rpc.loop import in_thread, on_loop
+from zmqcore.rpc.handover import in_thread, on_loop
 from zmqcore.rpc.producer import is_stream
 from zmqcore.rpc.service import Service
 from zmqcore.topic import Topic

@@ -65,18 +65,17 @@ class Client(BaseClient):
         if self._budget.short:
             self._earn()
         target = self._route.only()
-        refusal = None
         if target is not None and self.hedge_after is None and _inherited() is None:
             # Most calls go this way: nothing to choose, no lock to take.
             try:
                 return self._call(target, *request, self.timeout)
             except Refused as exc:
-                refusal = exc
-        search = self._search(deadlines.tighten(self.timeout, started))
+                search = self._search(deadlines.tighten(self.timeout, started))
+                search.failed(target, exc)
+        else:
+            search = self._search(deadlines.tighten(self.timeout, started))
         if self.hedge_after is not None:
             return self._call_hedged(request, search, self.hedge_after)
-        if target is not None and refusal is not None:
-            search.failed(target, refusal)
         result, target = self._place(self._call, request, search)
         self._route.done(target)
         return result
