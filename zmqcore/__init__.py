@@ -21,6 +21,7 @@ from zmqcore.rpc.async_client import AsyncClient
 from zmqcore.rpc.async_server import AsyncServer
 from zmqcore.rpc.client import Client
 from zmqcore.rpc.deadline import remaining as time_left
+from zmqcore.rpc.interception import Operation
 from zmqcore.rpc.metadata import metadata
 from zmqcore.rpc.processes import ServerProcesses
 from zmqcore.rpc.results import Fanout, Gathered
@@ -38,6 +39,7 @@ __all__ = [  # noqa: PLE0604  (strings, all of them)
     "Gathered",
     "Limits",
     "Node",
+    "Operation",
     "Retry",
     "Server",
     "ServerProcesses",

@@ -50,6 +50,8 @@ class AsyncClient(BaseClient):
 
     async def call(self, method: str, /, *args: Any, **kwargs: Any) -> Any:
         """Run ``method`` on one server and return its result; see :meth:`Client.call`."""
+        if self.interceptors:
+            return await self._intercept("call", method, args, kwargs)
         deadline, request = self._prepare(method, args, kwargs)
         channels = self._channels()
         if self._budget.short:
@@ -79,6 +81,9 @@ class AsyncClient(BaseClient):
 
     async def cast(self, method: str, /, *args: Any, **kwargs: Any) -> None:
         """Have ``method`` run on one server; see :meth:`Client.cast`."""
+        if self.interceptors:
+            await self._intercept("cast", method, args, kwargs)
+            return
         deadline, request = self._prepare(method, args, kwargs)
         channels = self._channels()
         accepts, lanes = self.delivery == "accepted", self._route.lanes
@@ -91,6 +96,9 @@ class AsyncClient(BaseClient):
 
     async def fanout(self, method: str, /, *args: Any, **kwargs: Any) -> Fanout:
         """Have ``method`` run on every member; see :meth:`Client.fanout`."""
+        if self.interceptors:
+            around: Fanout = await self._intercept("fanout", method, args, kwargs)
+            return around
         deadline, request = self._prepare(method, args, kwargs)
         channels = self._channels()
         membership = await self._members(deadline)
@@ -119,6 +127,9 @@ class AsyncClient(BaseClient):
 
     async def gather(self, method: str, /, *args: Any, **kwargs: Any) -> Gathered:
         """Call ``method`` on every member, all at once; see :meth:`Client.gather`."""
+        if self.interceptors:
+            around: Gathered = await self._intercept("gather", method, args, kwargs)
+            return around
         deadline, request = self._prepare(method, args, kwargs)
         channels = self._channels()
         membership = await self._members(deadline)

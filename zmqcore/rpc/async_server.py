@@ -20,6 +20,7 @@ from zmqcore.rpc import sigterm
 from zmqcore.rpc.backlog import Backlog, OnFull, check_queue
 from zmqcore.rpc.dispatcher import Dispatcher
 from zmqcore.rpc.handover import in_thread, on_loop
+from zmqcore.rpc.interception import Interceptor
 from zmqcore.rpc.producer import is_stream
 from zmqcore.rpc.service import Service
 from zmqcore.topic import Topic
@@ -65,11 +66,12 @@ class AsyncServer(Service):
         queue_size: int = 1024,
         on_full: OnFull = "wait",
         lease: float = 10.0,
+        interceptors: Sequence[Interceptor] = (),
     ) -> None:
         if max_concurrency < 1:
             raise ValueError(f"max_concurrency is {max_concurrency}; it must be at least 1")
         check_queue(queue_size, on_full)
-        super().__init__(topic, endpoints, node, server, bind, lease, coroutines=True)
+        super().__init__(topic, endpoints, node, server, bind, lease, interceptors, coroutines=True)
         self._max_concurrency = max_concurrency
         self._queue_size = queue_size
         self._on_full = on_full

@@ -11,6 +11,7 @@ from zmqcore.matchmaker import Member, Membership
 from zmqcore.node import Node, default_node
 from zmqcore.rpc.accepted import OneMember
 from zmqcore.rpc.balancing import Target
+from zmqcore.rpc.interception import Interceptor, Operation, through
 from zmqcore.rpc.metadata import IDEMPOTENCY_KEY, Metadata, encode
 from zmqcore.rpc.results import Fanout
 from zmqcore.rpc.retry import Retry, Search
@@ -39,6 +40,7 @@ class BaseClient:
         idempotent: bool = False,
         hedge_after: float | None = None,
         metadata: Metadata | None = None,
+        interceptors: Sequence[Interceptor] = (),
     ) -> None:
         self._node = node if node is not None else default_node()
         self.topic = Topic.of(topic)
@@ -49,6 +51,7 @@ class BaseClient:
         self.idempotent = idempotent
         self.hedge_after = hedge_after
         self.metadata = metadata
+        self.interceptors = tuple(interceptors)
         self._check_options()
         if isinstance(connect, str):
             connect = (connect,)
@@ -94,6 +97,7 @@ class BaseClient:
         idempotent: bool = _UNSET,
         hedge_after: float | None = _UNSET,
         metadata: Metadata | None = _UNSET,
+        interceptors: Sequence[Interceptor] = _UNSET,
         idempotency_key: str | None = None,
     ) -> Self:
         """Return a client like this one but for what is given: e.g. only the server of that name.
@@ -120,6 +124,7 @@ class BaseClient:
             "idempotent": idempotent,
             "hedge_after": hedge_after,
             "metadata": metadata,
+            "interceptors": interceptors if interceptors is _UNSET else tuple(interceptors),
         }
         client.__dict__.update((name, value) for name, value in given.items() if value is not _UNSET)
         client._check_options()
@@ -131,6 +136,15 @@ class BaseClient:
             client._route = self._routes.get(client.topic)
         client._send_now = client._now()
         return client
+
+    def _intercept(self, kind: str, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Do what ``kind`` names, behind the interceptors."""
+        operation = Operation(kind, method, args, kwargs, dict(self.metadata or {}))
+        return through(self.interceptors, self._operate)(operation)
+
+    def _operate(self, operation: Operation) -> Any:
+        client = self.prepare(interceptors=(), metadata=operation.metadata)
+        return getattr(client, operation.kind)(operation.method, *operation.args, **operation.kwargs)
 
     def _search(self, deadline: float | None) -> Search:
         return Search(

@@ -40,7 +40,8 @@ class Client(BaseClient):
     one or several, instead of asking the node's matchmaker. ``discovery_timeout``: how long to wait for a first
     member to appear before NoSuchTopic. ``delivery="sent"``: a cast is at most once, handed to a live connection or
     an error says why not; ``"accepted"``: at least once, see cast(). ``metadata``: what accompanies every message of
-    this client, a mapping with text as keys; a handler reads it by ``zmqcore.metadata()``.
+    this client, a mapping with text as keys; a handler reads it by ``zmqcore.metadata()``. ``interceptors``: called
+    around each operation, the first outermost; see :class:`Operation`.
 
     Thread-safe, and cheap: sockets belong to the node's pool. Works in a forked child too. A large buffer among the
     arguments is not copied: do not change it before a call has returned, a cast's message has left,
@@ -58,6 +59,8 @@ class Client(BaseClient):
         What the handler raises is raised here as RemoteError, with the remote traceback. NoSuchMethod and BadArguments
         say what the server did not like.
         """
+        if self.interceptors:
+            return self._intercept("call", method, args, kwargs)
         buffers: list[Any] = []
         body = self._encode((args, kwargs), buffers)
         started = time.monotonic()
@@ -105,6 +108,9 @@ class Client(BaseClient):
         is kept, and sent again if need be, until a server has run it, see flush(). The timeout bounds the handing over;
         the message itself does not expire. An error means that it was not accepted.
         """
+        if self.interceptors:
+            self._intercept("cast", method, args, kwargs)
+            return
         buffers: list[Any] = []
         body = self._encode((args, kwargs), buffers)
         target = self._route.only()
@@ -133,6 +139,9 @@ class Client(BaseClient):
         At most once each. With ``delivery="accepted"`` it waits until they have run it, and says who has and of whom
         that is not known when the timeout is over. Raises NoSuchTopic if there is no member at all.
         """
+        if self.interceptors:
+            around: Fanout = self._intercept("fanout", method, args, kwargs)
+            return around
         deadline = deadlines.tighten(self.timeout)
         buffers: list[Any] = []
         body = self._encode((args, kwargs), buffers)
@@ -161,6 +170,9 @@ class Client(BaseClient):
         Returns when all have answered, at the latest when the timeout is over. Raises NoSuchTopic if there is no
         member at all.
         """
+        if self.interceptors:
+            around: Gathered = self._intercept("gather", method, args, kwargs)
+            return around
         deadline = deadlines.tighten(self.timeout)
         buffers: list[Any] = []
         body = self._encode((args, kwargs), buffers)
@@ -232,6 +244,9 @@ class Client(BaseClient):
         Waiting in ``result()`` drives the call as call() would. Cancelling the future gives the call up, and tells the
         server. What keeps the request from being sent is raised here.
         """
+        if self.interceptors:
+            around: concurrent.futures.Future[Any] = self._intercept("submit", method, args, kwargs)
+            return around
         buffers: list[Any] = []
         body = self._encode((args, kwargs), buffers)
         started = time.monotonic()

@@ -270,10 +270,15 @@ class Dispatcher:
         kwargs: dict[str, Any],
         exc: BaseException,
     ) -> None:
-        # Raised by the call itself, not inside the handler: the arguments may not fit.
+        # Raised by the call itself, not inside the handler: the arguments may not fit. Around what is wrapped, as by
+        # interceptors, nobody can tell where it came from.
         if (
             isinstance(exc, TypeError)
-            and (exc.__traceback__ is None or exc.__traceback__.tb_next is None)
+            and (
+                exc.__traceback__ is None
+                or exc.__traceback__.tb_next is None
+                or hasattr(method, "__wrapped__")
+            )
             and (problem := _misfit(method, args, kwargs)) is not None
         ):
             self._refuse(request, "bad_arguments", f"{request.method}: {problem}")

@@ -14,6 +14,7 @@ from zmqcore.node import Node
 from zmqcore.rpc import sigterm
 from zmqcore.rpc.backlog import Backlog, OnFull, check_queue
 from zmqcore.rpc.executor import Inline, Threads
+from zmqcore.rpc.interception import Interceptor
 from zmqcore.rpc.service import Service
 from zmqcore.topic import Topic
 
@@ -31,7 +32,8 @@ class Server(Service):
     a worker. Beyond that, ``on_full``: with ``"wait"`` the server stops reading and its clients' windows fill; with
     ``"reject"`` further calls are answered by Overloaded at once, and clients try another member. ``bind``: where to
     listen, e.g. ``"tcp://0.0.0.0:5555"``, or several. ``lease``: how long, in seconds, the matchmaker keeps a server
-    that has died without a word.
+    that has died without a word. ``interceptors``: called around each request, the first outermost; see
+    :class:`Operation`.
 
     Use it as a context manager, or call start() and stop(). One that was stopped can be started again. Thread-safe.
     """
@@ -47,6 +49,7 @@ class Server(Service):
         queue_size: int = 1024,
         on_full: OnFull = "wait",
         lease: float = 10.0,
+        interceptors: Sequence[Interceptor] = (),
     ) -> None:
         if workers < 0:
             raise ValueError(f"workers is {workers}; 0 runs handlers on the receiving thread, N on N threads")
@@ -55,7 +58,7 @@ class Server(Service):
             raise ValueError(
                 "on_full is 'reject' and workers is 0: then there is no queue; give workers=1 at least"
             )
-        super().__init__(topic, endpoints, node, server, bind, lease, coroutines=False)
+        super().__init__(topic, endpoints, node, server, bind, lease, interceptors, coroutines=False)
         self._workers = workers
         self._queue_size = queue_size
         self._on_full = on_full

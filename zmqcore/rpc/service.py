@@ -16,6 +16,7 @@ from zmqcore.matchmaker import Lease, Member
 from zmqcore.node import Node, default_node
 from zmqcore.rpc.dispatcher import Dispatcher, public_methods, signature_text
 from zmqcore.rpc.forked import renew_in_child
+from zmqcore.rpc.interception import Interceptor, intercepted
 from zmqcore.topic import Topic
 
 __all__ = ["Service"]
@@ -32,6 +33,7 @@ class Service:
         server: str | None,
         bind: str | Sequence[str] | None,
         lease: float,
+        interceptors: Sequence[Interceptor],
         *,
         coroutines: bool,
     ) -> None:
@@ -46,6 +48,12 @@ class Service:
         self._lease: Lease | None = None
         self._started_at: float | None = None
         methods = public_methods(*endpoints, coroutines=coroutines)
+        if interceptors:
+            steps = tuple(interceptors)
+            methods = {
+                name: intercepted(name, method, steps, coroutines=coroutines)
+                for name, method in methods.items()
+            }
         renew_in_child(self)
         self._dispatcher = Dispatcher(self.topic, {**self._builtins(methods), **methods}, self._node.codec)
 
