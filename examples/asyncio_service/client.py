@@ -6,7 +6,7 @@ from zmqcore import AsyncClient
 
 
 async def main():
-    async with AsyncClient("quotes", timeout=3.0) as quotes:
+    async with AsyncClient("quotes", timeout=5.0) as quotes:
         print(await quotes.call("best", 10))
 
         answers = await asyncio.gather(*(quotes.call("best", quantity) for quantity in range(1, 201)))
