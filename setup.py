@@ -24,7 +24,7 @@ MODULES = ["_libzmq", "_frame", "_socket", "_channel", "_table", "_pool", "_port
 SUPPORTED = sys.platform != "win32"
 
 # No warning is suppressed: the C that Cython 3.1 and later write is clean under -Wextra.
-compile_args, link_args = ["-O2", "-Wall", "-Wextra"], []
+compile_args, link_args = ["-O0" if TRACE else "-O2", "-Wall", "-Wextra"], []
 if WERROR:
     compile_args.append("-Werror")
 if ASAN:
