@@ -41,6 +41,10 @@ STOCK = textwrap.dedent(
         def fail(self):
             raise LookupError("no such sku")
 
+        def count(self, n, text="no more"):
+            yield from range(n)
+            raise LookupError(text)
+
         def slow(self, seconds, done=None):
             time.sleep(seconds)
             if done is not None:

@@ -53,6 +53,14 @@ def test_call_prints_what_json_lacks(shop: Shop) -> None:
     }
 
 
+def test_call_prints_the_items_of_a_stream(shop: Shop) -> None:
+    shop.serve()
+    ran = shop.run("call", "inventory", "count", "40")
+    assert ran.out.split() == [str(number) for number in range(40)]
+    assert ran.code == 1
+    assert "LookupError: no more" in ran.err
+
+
 def test_call_for_people_is_indented(shop: Shop) -> None:
     shop.serve()
     ran = shop.run("call", "inventory", "echo", "a=[1]", "--no-json")

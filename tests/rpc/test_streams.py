@@ -481,6 +481,27 @@ def test_a_thousand_streams_and_calls_on_one_loop(make_node: MakeNode, registry:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("method", ["numbers", "anumbers"])
+def test_on_uvloop(peers: Peers, node: Node, uvloop: Any, method: str) -> None:
+    peers("t", **{"async": True})
+
+    async def main() -> None:
+        async with AsyncClient("t", node=node, timeout=PATIENCE) as client:
+            streams = [await client.call(method, 500) for _ in range(10)]
+            totals = await asyncio.gather(*(total(stream) for stream in streams))
+            assert totals == [sum(range(500))] * 10
+            async with await client.call(method, 10**9) as stream:
+                assert await anext(stream) == 0
+            while await client.call("counted", "closed") != 11:
+                await asyncio.sleep(0.01)
+
+    async def total(stream: AsyncStream) -> int:
+        return sum([item async for item in stream])
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())
+
+
 def test_a_stream_outlives_the_loops_client_but_not_the_loop(
     serve: Serve, make_node: MakeNode, registry: str
 ) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from zmqcore import Client, Node, Topic, errors
+from zmqcore import Client, Node, Stream, Topic, errors
 from zmqcore.cli.arguments import ArgumentsError, method_arguments
 from zmqcore.cli.measure import percentile
 from zmqcore.cli.options import (
@@ -93,6 +93,8 @@ Examples:
     zmqcore call inventory zmqcore.methods
     zmqcore call --connect tcp://10.0.0.7:5555 inventory stock | jq .total
 
+Of a stream each item is printed as soon as it comes.
+
 TOPIC is the topic's name as the server was given it. Every server also answers zmqcore.methods (what can be
 called, with signatures), zmqcore.stats and zmqcore.ping.
 
@@ -118,8 +120,10 @@ def call(
     positional, named = _read_arguments(args, kwargs, raw)
     with open_client(topic_of(topic, server, exchange), connect, matchmaker, timeout) as client:
         result = client.call(method, *positional, **named)
+        output = Output(json_wanted)
         # Printed before the client is closed: a large result is a view onto the received message.
-        Output(json_wanted).json(result)
+        for item in result if isinstance(result, Stream) else (result,):
+            output.json(item)
     return Exit.OK
 
 
