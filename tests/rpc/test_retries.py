@@ -272,6 +272,27 @@ def test_without_a_budget_there_are_no_hedges(
     assert sum(worker.calls for worker in workers.values()) == before + 4
 
 
+def test_the_first_answer_may_be_a_stream(serve: Serve, connect: Connect, until: Until) -> None:
+    gate = threading.Event()
+
+    def slow(number: int) -> Iterator[int]:
+        gate.wait(PATIENCE)
+        yield from range(number)
+
+    serve("s", {"count": slow}, server="slow", workers=2)
+    serve("s", {"count": lambda number: (yield from range(number))}, server="quick", workers=2)
+    client = connect("s", idempotent=True, hedge_after=0.01)
+    until(lambda: len(client.members()) == 2)
+    one = client.prepare(hedge_after=None)
+    quick = one.prepare(server="quick")
+    assert list(quick.call("count", 3)) == [0, 1, 2]
+    gate.set()
+    assert [list(one.call("count", 2)) for _ in range(2)] == [[0, 1]] * 2
+    gate.clear()
+    assert [list(client.call("count", 200)) for _ in range(4)] == [list(range(200))] * 4
+    gate.set()
+
+
 def test_one_member_is_never_asked_twice(serve: Serve, connect: Connect, running: Running) -> None:
     worker = Worker("only")
     serve("one", worker, workers=4)

@@ -226,20 +226,34 @@ class AsyncClient(BaseClient):
             target = self._route.choose(membership, search)
             if target is not None:
                 try:
-                    with self._route.counted(target):
-                        if len(membership.members) > 1:
-                            # There are others to try: spend no more than half of the time left on connecting.
-                            left = deadlines.check_time(search.deadline)
-                            await channels.drive(
-                                target.endpoint, None if left is None else time.monotonic() + left / 2
-                            )
-                        return await operate(target)
+                    return await self._ask(channels, target, operate, search.deadline)
                 except Refused as exc:
                     search.failed(target, exc)
             elif search.failure is None:
                 await self._members(search.deadline)
             else:
                 await asyncio.sleep(search.next_round())
+
+    async def _ask(
+        self,
+        channels: LoopChannels,
+        target: Target,
+        operate: Callable[[Target], Awaitable[T]],
+        deadline: float | None,
+    ) -> T:
+        """Do ``operate(target)``; how it ends says something about the member, whom choose() has counted a call."""
+        try:
+            if not self._route.only():
+                # There are others to try: spend no more than half of the time that is left on connecting.
+                left = deadlines.check_time(deadline)
+                await channels.drive(target.endpoint, None if left is None else time.monotonic() + left / 2)
+            result = await operate(target)
+        except BaseException as exc:
+            self._route.failed(target, exc)
+            raise
+        self._route.answered(target)
+        self._route.done(target)
+        return result
 
     async def _call_hedged(
         self, channels: LoopChannels, request: Message, search: Search, hedge_after: float
@@ -257,8 +271,7 @@ class AsyncClient(BaseClient):
                 raise errors.Unreachable(
                     "there is no other member to ask, or the budget for retries is used up"
                 )
-            with self._route.counted(other):
-                return await self._call(channels, other.endpoint, request, search.deadline)
+            return await self._ask(channels, other, ask, search.deadline)
 
         return await first_answer_async(self._place(channels, ask, search), hedge_after, ask_another)
 

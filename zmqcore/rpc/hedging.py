@@ -22,17 +22,17 @@ def first_answer(first: Future, hedge_after: float, hedge: Callable[[], Future |
     handler is an answer, too; that a member cannot be reached, was lost or is overloaded is none.
     """
     futures = [first]
+    winner = None
     try:
         concurrent.futures.wait(futures, hedge_after)
         if not _answered(first) and (second := hedge()) is not None:
             futures.append(second)
-        for future in concurrent.futures.as_completed(futures):
-            if _answered(future):
-                return future.result()
-        return first.result()
+        winner = next(filter(_answered, concurrent.futures.as_completed(futures)), None)
+        return (winner or first).result()
     finally:
         for future in futures:
-            future.cancel()
+            if future is not winner:  # its answer may be a stream, which goes on
+                future.cancel()
 
 
 async def first_answer_async(first: Coro, hedge_after: float, hedge: Callable[[], Coro]) -> Any:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from zmqcore import errors
@@ -178,17 +177,6 @@ class Route:
     def other(self, target: Target) -> Target | None:
         """Return another member than ``target``, counted as having one more call; None if there is none."""
         return self._balancer.choose(self.known(), (target,))
-
-    @contextmanager
-    def counted(self, target: Target) -> Iterator[None]:
-        """A call that choose() has counted; how it ends says something about ``target``."""
-        try:
-            yield
-        except BaseException as exc:
-            self.failed(target, exc)
-            raise
-        self.answered(target)
-        self.done(target)
 
     def answered(self, target: Target) -> None:
         """``target`` is well. What choose() counted goes on."""
