@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import os
+import resource
 import select
 import shutil
 import socket
@@ -21,7 +22,7 @@ from typing import Any, Self
 
 import pytest
 
-from zmqcore import AsyncClient, Client, Node, PeerLost, Server, ZmqcoreError
+from zmqcore import AsyncClient, Client, Node, Overloaded, PeerLost, Server, Unreachable, ZmqcoreError
 
 LIMIT = 0.5
 BUSY = 4 * LIMIT
@@ -114,6 +115,59 @@ def test_a_stopped_process_is_lost_behind_what_it_has_not_read(peers: Peers, nod
         client.call("echo", 2)
 
 
+def test_a_stopped_server_among_ten_costs_a_bounded_amount_of_memory(
+    peers: Peers, serve: Callable[..., Server], make_node: MakeNode, registry: str, running: Running
+) -> None:
+    """560 MiB go to nine servers, and as much as can be to one that has stopped, before and after it is lost."""
+    window, size, count = 4 << 20, 1 << 16, 1000
+    taken = [0] * 9
+
+    def sink(number: int) -> dict[str, Callable[[bytes], None]]:
+        def take(_: bytes) -> None:
+            taken[number] += 1
+
+        return {"take": take}
+
+    node = make_node(registry, liveness=LIMIT, window_bytes=window, connect_timeout=0.2)
+    clients = [
+        Client("t", node=node, connect=serve("t", sink(number), workers=0).endpoints[0])
+        for number in range(9)
+    ]
+    peer = peers("t", bind="tcp://127.0.0.1:*")
+    stopped = Client("t", node=node, connect=peer.endpoints[0], timeout=0.5)
+    for client in (*clients, stopped):
+        client.call("zmqcore.ping")
+    peer.freeze()
+
+    over = threading.Event()
+
+    def cast(client: Client) -> None:
+        for _ in range(count):
+            client.cast("take", bytes(size))
+
+    def cast_to_nobody() -> set[type]:
+        failed: set[type] = set()
+        while not (over.is_set() and Unreachable in failed):
+            try:
+                stopped.cast("take", bytes(size))
+            except ZmqcoreError as exc:
+                failed.add(type(exc))
+        return failed
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    tenth = running(cast_to_nobody)
+    for each in [running(cast, client) for client in clients]:
+        each.result()
+    for client in clients:
+        client.call("zmqcore.ping")
+    over.set()
+    assert tenth.result() <= {Overloaded, PeerLost, Unreachable}
+    assert taken == [count] * 9
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    # A window for each of ten connections, on both sides; libzmq, sockets and allocators have theirs.
+    assert grown < 30 * window
+
+
 # -- busy ----------------------------------------------------------------------------------------------------
 
 
@@ -136,6 +190,20 @@ def test_a_handler_that_holds_the_gil_is_busy(
     until(lambda: client.call("counted", "casts") == 100, "all casts run")
     stats = node.pool.stats()
     assert (stats["opened"], stats["lost"]) == (1, 0)
+
+
+@pytest.mark.slow
+def test_ten_seconds_with_the_gil_held_are_no_loss(
+    peers: Peers, make_node: MakeNode, running: Running
+) -> None:
+    """The same with the limit that is the default."""
+    node = make_node()
+    peers("busy", workers=0)
+    client = Client("busy", node=node, timeout=None)
+    holding = running(client.call, "hold_the_gil", 10.0)
+    assert client.call("echo", 1) == 1
+    assert holding.result() == "held"
+    assert node.pool.stats()["opened"] == 1
 
 
 def test_a_client_that_holds_the_gil_is_busy(peers: Peers, node: Node) -> None:
