@@ -298,6 +298,7 @@ def test_a_deadline_of_the_surrounding_request_holds(serve: Serve, make: Make, g
         assert await client.call("echo", 1) == 1
 
     asyncio.run(main())
+    gate.opened.set()
 
 
 # -- cancelling -------------------------------------------------------------------------------------------------

@@ -359,7 +359,7 @@ def test_closing_the_node_ends_every_future(
     node = make_node(registry)
     client = Client("t", node=node, timeout=60.0)
     futures = [client.submit("wait") for _ in range(5)]
-    node.close()
+    node.close(timeout=0.5)
     assert concurrent.futures.wait(futures, 30.0).not_done == set()
     assert {type(future.exception()) for future in futures} == {Closed}
     with pytest.raises(Closed):
