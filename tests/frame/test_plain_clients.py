@@ -7,7 +7,7 @@ import json
 import re
 import struct
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ VECTORS: dict[str, dict[str, Any]] = {
     for path in sorted((HERE / "vectors").glob("*.json"))
 }
 HEADER = struct.Struct("<2sBBBBHQQIHHII")
-CALL, CAST, FANOUT, REPLY, ERROR, ACK, PING, PONG, HELLO, GOODBYE, CANCEL = range(1, 12)
+CALL, CAST, FANOUT, REPLY, ERROR, ACK, PING, PONG, HELLO, GOODBYE, CANCEL, ITEM, CREDIT = range(1, 14)
 FLOW = 1
 NO_DEADLINE = 0xFFFFFFFF
 # A bound for what would otherwise hang.
@@ -53,6 +53,12 @@ class Inventory:
 
     def two(self, a: int, b: int) -> int:
         return a + b
+
+    def count(self, n: int) -> Iterator[int]:
+        try:
+            yield from range(n)
+        finally:
+            self.touched.set()
 
 
 @pytest.fixture
@@ -215,6 +221,57 @@ def test_built_in_methods(connect: Connect, server: Server) -> None:
     methods = ask(socket, message(CALL, 2, request(), method=b"zmqcore.methods")).value
     assert methods["two"] == "(a: 'int', b: 'int') -> 'int'"
     assert ask(socket, message(CALL, 3, request(), method=b"zmqcore.stats")).kind == REPLY
+
+
+# -- streams -------------------------------------------------------------------------------------------------
+
+
+def control(kind: int, id: int, body: bytes = b"") -> list[bytes]:
+    return message(kind, id, body, topic=b"", method=b"", codec=0, flags=FLOW)
+
+
+@with_and_without_workers
+def test_items_are_sent_as_they_are_granted(connect: Connect, inventory: Inventory) -> None:
+    socket = connect(zmq.DEALER)
+    hello = ask(socket, message(CALL, 1, request(40), method=b"count", flags=FLOW))
+    assert (hello.kind, hello.id) == (HELLO, 1)
+
+    def items(n: int) -> list[Any]:
+        answers = [receive(socket) for _ in range(n)]
+        assert {(answer.kind, answer.id, answer.ack) for answer in answers} == {(ITEM, 1, 1)}
+        return [answer.value for answer in answers]
+
+    assert items(32) == list(range(32))
+    socket.send_multipart(control(CREDIT, 1, struct.pack("<I", 3)))
+    assert items(3) == [32, 33, 34]
+    socket.send_multipart(control(CREDIT, 77, struct.pack("<I", 9)))  # of a call that nobody knows
+    socket.send_multipart(control(CREDIT, 1, b"\x01"))  # no number
+    socket.send_multipart(control(CREDIT, 1, struct.pack("<I", 2**32 - 1)))
+    assert items(5) == [35, 36, 37, 38, 39]
+    end = receive(socket)
+    assert (end.kind, end.id, end.value) == (REPLY, 1, None)
+    assert inventory.touched.wait(PATIENCE_MS / 1000)
+
+
+@with_and_without_workers
+def test_a_cancel_ends_the_items_and_there_is_no_answer(connect: Connect, inventory: Inventory) -> None:
+    socket = connect(zmq.DEALER)
+    assert ask(socket, message(CALL, 1, request(10**9), method=b"count", flags=FLOW)).kind == HELLO
+    assert [receive(socket).value for _ in range(32)] == list(range(32))
+    socket.send_multipart(control(CANCEL, 1))
+    socket.send_multipart(control(CREDIT, 1, struct.pack("<I", 9)))
+    assert inventory.touched.wait(PATIENCE_MS / 1000)
+    answer = ask(socket, message(CALL, 2, request(), flags=FLOW))
+    while answer.kind == ACK:
+        answer = receive(socket)
+    assert (answer.kind, answer.id) == (REPLY, 2)
+
+
+@pytest.mark.parametrize("kind", [zmq.REQ, zmq.DEALER], ids=["REQ", "DEALER"])
+def test_without_flow_there_are_no_items(connect: Connect, kind: int) -> None:
+    answer = ask(connect(kind), message(CALL, 1, request(3), method=b"count"))
+    assert (answer.kind, answer.value["code"]) == (ERROR, "protocol")
+    assert "with flow" in answer.value["message"]
 
 
 # -- errors --------------------------------------------------------------------------------------------------

@@ -274,3 +274,29 @@ def test_a_storm(peers: Peers, node: Node) -> None:
         assert channel.stats()["late_replies"] == port["replies"] - stats["replies"]
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+def test_a_storm_of_futures(peers: Peers, node: Node, until: Until, workers: int) -> None:
+    peer = peers("t", workers=workers)
+    client = Client("t", node=node, timeout=None)
+    assert client.call("echo", 1) == 1
+    (channel,) = node.pool.channels()
+    futures = [client.submit("sleep", 0.0001) for _ in range(3000)]
+    cancelled = [future.cancel() for future in futures[::3]]
+    for number, future in enumerate(futures):
+        if number % 3 or not cancelled[number // 3]:
+            assert future.result() == peer.server
+        else:
+            with pytest.raises(CancelledError):
+                future.result()
+    stats = channel.stats()
+    assert stats["calls"] == stats["replies"] + stats["cancelled"] == 3001
+    assert (stats["cancelled"], stats["outstanding_calls"]) == (sum(cancelled), 0)
+    assert stats["cancelled"] > 0
+
+    def settled() -> bool:
+        port = peer.ask("stats")["port"]
+        return bool(port["calls"] == 3001 == port["replies"] + port["cancelled"])
+
+    until(settled)

@@ -49,9 +49,9 @@ async def produce_async(
     send: Send,
     sent: Callable[[], None],
 ) -> None:
-    """produce() as a coroutine, for both kinds of generators. ``sent()`` is called after each item."""
+    """produce() as a coroutine, for both kinds of generators. ``sent()`` is called after each message."""
     try:
-        while await _credit(request):
+        while await _credit(request, sent):
             item = next(items, _END) if isinstance(items, Generator) else await anext(items, _END)
             if item is _END or not send(request, item):
                 return
@@ -64,7 +64,7 @@ async def produce_async(
             await items.aclose()
 
 
-async def _credit(request: Request) -> bool:
+async def _credit(request: Request, sent: Callable[[], None]) -> bool:
     """Request.await_credit() without a thread that waits."""
     while not request.credit and not request.cancelled:
         granted = asyncio.Event()
@@ -74,4 +74,5 @@ async def _credit(request: Request) -> bool:
                 await granted.wait()
         except TimeoutError:
             request.probe()
+            sent()
     return not request.cancelled
