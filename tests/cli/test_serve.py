@@ -191,3 +191,22 @@ def test_text_for_people_names_the_addresses(
     ran = ended(process)
     assert ran.code == 0
     assert all(endpoint in ran.out for endpoint in member["endpoints"])
+
+
+@pytest.mark.parametrize(
+    ("target", "words", "entry"),
+    [
+        ("stock:Stock", ["echo", "1"], "zmqcore.requests: echo: done in "),
+        ("stock:Stock", ["fail"], "zmqcore.requests: fail: LookupError in "),
+        ("stock:Clerk", ["advise", "sku-1"], "zmqcore.requests: advise: done in "),
+        ("stock:Clerk", ["plain"], "zmqcore.requests: plain: done in "),
+    ],
+)
+def test_it_logs_requests_if_asked_twice(
+    shop: Shop, ended: Callable[..., Ran], target: str, words: list[str], entry: str
+) -> None:
+    for verbose, logged in (("-vv", True), ("-v", False)):
+        process, _ = shop.serve(target, verbose)
+        shop.run("call", "inventory", *words)
+        process.send_signal(signal.SIGTERM)
+        assert (entry in ended(process).err) is logged

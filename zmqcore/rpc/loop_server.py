@@ -13,6 +13,7 @@ from zmqcore.node import Node
 from zmqcore.rpc import sigterm
 from zmqcore.rpc.async_server import AsyncServer
 from zmqcore.rpc.dispatcher import public_methods
+from zmqcore.rpc.request_log import request_log
 from zmqcore.rpc.server import Server
 from zmqcore.topic import Topic
 
@@ -102,10 +103,12 @@ def server_for(
 ) -> Server | LoopServer:
     """Return the server that suits ``endpoint``: with threads, or with a loop if it has coroutine functions.
 
-    ``workers`` and ``max_concurrency``: how many handlers may run at a time, by either. Raises TypeError for what
-    cannot be served.
+    ``workers`` and ``max_concurrency``: how many handlers may run at a time, by either. Requests are logged if anybody
+    wants to see them. Raises TypeError for what cannot be served.
     """
     methods = public_methods(endpoint, coroutines=True).values()
     if any(inspect.iscoroutinefunction(method) or inspect.isasyncgenfunction(method) for method in methods):
-        return LoopServer(topic, endpoint, node, max_concurrency=max_concurrency, **options)
-    return Server(topic, endpoint, node=node, workers=workers, **options)
+        log = request_log(coroutines=True)
+        return LoopServer(topic, endpoint, node, max_concurrency=max_concurrency, interceptors=log, **options)
+    log = request_log(coroutines=False)
+    return Server(topic, endpoint, node=node, workers=workers, interceptors=log, **options)
