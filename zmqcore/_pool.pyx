@@ -373,7 +373,7 @@ cdef class ChannelPool:
             self._drain(victims)
         return 0
 
-    # -- what is done outside the lock ---------------------------------------------------------------------
+    # -- making, connecting, waiting, draining -------------------------------------------------------------
 
     def _drain(self, list slots not None):
         """Begin to drain each of ``slots``, whatever happens to the others."""
