@@ -195,7 +195,7 @@ class AsyncClient(BaseClient):
 
     def _channels(self) -> LoopChannels:
         channels = self._last_channels()
-        if channels is None or channels.loop is not asyncio.get_running_loop():
+        if channels is None or not channels.is_current():
             channels = channels_of_running_loop(self._node)
             self._last_channels = weakref.ref(channels)
         return channels

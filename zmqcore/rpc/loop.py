@@ -98,6 +98,10 @@ class LoopChannels:
         abandoned.atexit = False
         node.own(self)
 
+    def is_current(self) -> bool:
+        """Whether the calling thread runs this loop: asyncio.get_running_loop() makes a system call for that."""
+        return threading.get_ident() == self._thread and self.loop.is_running()
+
     async def call(self, endpoint: str, request: Message, deadline: float | None) -> Envelope:
         """Send a call to ``endpoint`` and return the reply's envelope. ``request`` is what Channel.call() takes.
 
@@ -375,19 +379,6 @@ class LoopChannels:
 
     # -- driving -------------------------------------------------------------------------------------------
 
-    def settle(self, pending: Pending) -> None:
-        """``pending`` has ended. Called by whichever thread drives its channel."""
-        future = self._futures.get(pending)
-        if future is None:
-            return
-        if threading.get_ident() == self._thread:
-            _resolve(future)
-            return
-        try:
-            self.loop.call_soon_threadsafe(_resolve, future)
-        except RuntimeError:
-            pass  # the loop has been closed
-
     def _sent(self, driven: _Driven, deadline: float | None) -> None:
         """Something was sent: look at the channel once at the end of this turn, and at the deadline."""
         driven.used = True
@@ -434,13 +425,25 @@ def _is_gone(channel: Channel) -> bool:
 
 
 def _settler(channels: LoopChannels) -> Callable[[Pending], None]:
-    """Return the callback for all requests of ``channels``: what is outside the loop must not keep it alive."""
+    """Return the callback for all requests of ``channels``, which any thread may call that drives a channel.
+
+    What is outside the loop must not keep it alive.
+    """
     reference = weakref.ref(channels)
+    thread = channels._thread
 
     def settle(pending: Pending) -> None:
         channels = reference()
-        if channels is not None:
-            channels.settle(pending)
+        future = None if channels is None else channels._futures.get(pending)
+        if channels is None or future is None:
+            return
+        if threading.get_ident() != thread:
+            try:
+                channels.loop.call_soon_threadsafe(_resolve, future)
+            except RuntimeError:
+                pass  # the loop has been closed
+        elif not future.done():
+            future.set_result(None)
 
     return settle
 
