@@ -243,7 +243,7 @@ cdef class Pending:
         return self.outcome != OUTCOME_WAITING
 
     def envelope(self) -> Envelope:
-        """Return the reply (kind "reply", "error" or "pong"), driving the channel until it is there.
+        """Return the reply (kind "reply", "error", "item" or "pong"), driving the channel until it is there.
 
         Raises DeadlineExceeded, PeerLost or Closed if the request ended without one.
         """
@@ -389,7 +389,7 @@ cdef class Channel:
     cpdef Envelope call(
         self, bytes topic, str method, body, list buffers, bytes metadata, int codec, timeout,
     ):
-        """Send a call and return the reply's envelope (kind "reply" or "error").
+        """Send a call and return the reply's envelope: kind "reply" or "error", or "item" with a ``stream`` of them.
 
         ``body`` is bytes-like and copied; ``buffers`` (or None) are bytes-like, not copied, and must not change
         until the call has returned. ``timeout`` in seconds, None for ever, covers sending too. Raises Unreachable
@@ -402,6 +402,10 @@ cdef class Channel:
         if pending.outcome == OUTCOME_WAITING:
             try:
                 self._await(pending, deadline)
+            except BaseException:
+                if pending.items is not None:
+                    self._close_stream(pending)     # nobody will have it
+                raise
             finally:
                 if pending.outcome == OUTCOME_WAITING:
                     self._abandon(pending)
