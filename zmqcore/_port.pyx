@@ -136,15 +136,16 @@ cdef class Request:
     def fields(self) -> tuple:
         """Return (method, topic, codec, envelope, buffers, remaining, wants, metadata).
 
-        ``wants`` is what is to be done at its end: "reply", "finish" for an accepted one, or "" for nothing. In one
-        step: eight attributes, one after the other, take longer than the port needs to receive the request.
+        ``wants`` is what is to be done at its end: "reply", "finish" for an accepted one, or None for nothing;
+        ``metadata`` is None for none. In one step: eight attributes, one after the other, take longer than the port
+        needs to receive the request.
         """
         buffers = self.envelope.buffers
         return (
             self.method, self.topic, self.envelope.header.codec, self.envelope, () if buffers is None else buffers,
             None if self.deadline == NEVER and not self.cancelled else self.remaining,
-            "reply" if self.envelope.header.kind == KIND_CALL else "" if self.sender is None else "finish",
-            self.envelope.metadata if self.envelope.header.metadata_bytes else b"")
+            "reply" if self.envelope.header.kind == KIND_CALL else None if self.sender is None else "finish",
+            (self.envelope.metadata or None) if self.envelope.header.metadata_bytes else None)
 
     @property
     def accepted(self) -> bool:

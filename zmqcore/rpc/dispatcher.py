@@ -71,9 +71,7 @@ def _attributes(endpoint: Any) -> dict[str, Callable[..., Any]]:
 
 
 #: A method, its arguments and its keyword arguments, the seconds that are left for it, and what it wants at its end.
-Work = tuple[Callable[..., Any], list[Any], dict[str, Any], float | None, str]
-
-_ANSWERED = ("reply", "stream")
+Work = tuple[Callable[..., Any], list[Any], dict[str, Any], float | None, str | None]
 
 
 class Dispatcher:
@@ -93,7 +91,8 @@ class Dispatcher:
         self._encode = codec.encode
         self.handled = self.failed = self.expired = self.refused = self.rejected = 0
         self._silent_until = 0.0
-        self._streams = frozenset(name for name, method in self._methods.items() if is_stream(method))
+        self._streams = {name: method for name, method in self._methods.items() if is_stream(method)}
+        self._plain = {name: method for name, method in self._methods.items() if name not in self._streams}
 
     @property
     def methods(self) -> Mapping[str, Callable[..., Any]]:
@@ -107,17 +106,17 @@ class Dispatcher:
         current context, which is to be the request's own.
         """
         name, topic, codec, envelope, buffers, remaining, wants, metadata = request.fields()
-        method = self._methods.get(name)
-        if method is None or topic not in self._topics or codec != self._codec_id:
-            self._refuse_unknown(request)
-            return None
-        if self._streams and name in self._streams:
+        method = self._plain.get(name)
+        if method is None and (method := self._streams.get(name)) is not None:
+            wants = "stream"
             if not request.can_stream:
                 problem = f"{name!r} answers by a stream: it is to be called, and over a connection with flow"
                 self._refuse(request, "protocol", problem)
                 return None
-            wants = "stream"
-        if remaining == 0.0:
+        if method is None or topic not in self._topics or codec != self._codec_id:
+            self._refuse_unknown(request)
+            return None
+        if remaining is not None and remaining == 0.0:
             if request.cancelled:
                 return None
             self.expired += 1
@@ -127,7 +126,7 @@ class Dispatcher:
             args, kwargs = self._decode(envelope, buffers)
             if type(args) is not list or type(kwargs) is not dict:
                 raise ValueError
-            if metadata:
+            if metadata is not None:
                 current_metadata.set(decode_metadata(metadata, self._codec))
         except errors.PayloadTooLarge as exc:
             self._refuse(request, "too_large", str(exc))
@@ -147,19 +146,19 @@ class Dispatcher:
         token = None if remaining is None else deadline.current.set(time.monotonic() + remaining)
         try:
             result = method(*args, **kwargs) if kwargs else method(*args)
-            if wants == "stream":
+            if wants is not None and wants == "stream":
                 produce(request, result, self._send_item)
                 result = None  # the end
         except BaseException as exc:  # noqa: BLE001  (SystemExit too: a handler does not end the server)
             self._report_raised(request, method, args, kwargs, exc)
         else:
             self.handled += 1
-            if wants in _ANSWERED:
+            if wants is not None and wants != "finish":
                 self._reply(request, result)
         finally:
             if token is not None:
                 deadline.current.reset(token)
-            if wants == "finish":
+            if wants is not None and wants == "finish":
                 request.finish()
 
     async def run_async(self, request: Request, sent: Callable[[], None]) -> None:
@@ -184,7 +183,7 @@ class Dispatcher:
                     self._report_raised(request, method, args, kwargs, exc)
             else:
                 self.handled += 1
-                if wants in _ANSWERED:
+                if wants is not None and wants != "finish":
                     self._reply(request, result)
             if wants == "finish" and not _is_cancelled():
                 request.finish()
