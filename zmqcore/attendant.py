@@ -24,6 +24,8 @@ _logger = logging.getLogger("zmqcore.attendant")
 #: How often to look after a channel that is in no hurry, in seconds: waking up for each reply would only take the
 #: interpreter from who waits for it.
 _UNHURRIED_INTERVAL = 0.005
+#: With more of them than this, less often in proportion.
+_UNHURRIED_OFTEN = 16
 
 
 class Attended(Protocol):
@@ -157,6 +159,7 @@ class _Work:
         """Attend to each channel; return the descriptors to wait for, and for how many seconds at most."""
         fds = [self._wake_read]
         timeout: float | None = None
+        n_unhurried = 0
         for channel in self.channels.copy():
             # Dropped before it says that it is done: it may be handed to us again right after.
             self.channels.discard(channel)
@@ -171,10 +174,12 @@ class _Work:
                 continue
             self.channels.add(channel)
             if channel.unhurried:
-                left = min(left, _UNHURRIED_INTERVAL)
+                n_unhurried += 1
             else:
                 fds.append(channel.fd)
             timeout = left if timeout is None else min(timeout, left)
+        if n_unhurried and timeout is not None:
+            timeout = min(timeout, _UNHURRIED_INTERVAL * max(1.0, n_unhurried / _UNHURRIED_OFTEN))
         return fds, timeout
 
     def _maintain_pools(self) -> float | None:

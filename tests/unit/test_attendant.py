@@ -106,6 +106,19 @@ def test_it_wakes_when_the_descriptor_is_readable(
     _until(lambda: one.attended == 2)
 
 
+@pytest.mark.parametrize(("count", "interval"), [(1, 0.005), (16, 0.005), (160, 0.05)])
+def test_many_that_are_in_no_hurry_are_looked_after_less_often(
+    attendant: Attendant, channel: Callable[..., Channel], count: int, interval: float
+) -> None:
+    for _ in range(count):
+        each = channel(10, 3600.0)
+        each.unhurried = True
+        attendant._work.channels.add(each)
+    fds, timeout = attendant._work._look_after_channels()
+    assert len(fds) == 1, "only that by which it is woken"
+    assert timeout == pytest.approx(interval)
+
+
 def test_a_channel_that_somebody_leads_is_not_polled_but_looked_after(
     attendant: Attendant, channel: Callable[..., Channel]
 ) -> None:
