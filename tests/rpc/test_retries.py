@@ -51,7 +51,8 @@ def workers(serve: Serve) -> Iterator[dict[str, Worker]]:
     """Two servers, "a" and "b"."""
     made = {name: Worker(name) for name in "ab"}
     for name, worker in made.items():
-        serve("t", worker, server=name, workers=4)
+        # More than calls that linger: a handler on a thread cannot be cancelled.
+        serve("t", worker, server=name, workers=16)
     yield made
     for worker in made.values():
         worker.gate.set()
@@ -329,9 +330,13 @@ def test_hedged_coroutines(workers: dict[str, Worker], make_node: Callable[..., 
                 await hedged.call("fail", "b")
             while not settled(client):
                 await asyncio.sleep(0.001)
+            for worker in workers.values():
+                while worker.entered.acquire(blocking=False):
+                    pass
             both = asyncio.create_task(hedged.call("linger", "a", "b"))
-            while not all(worker.entered.acquire(blocking=False) for worker in workers.values()):
-                await asyncio.sleep(0.001)
+            for worker in workers.values():
+                while not worker.entered.acquire(blocking=False):
+                    await asyncio.sleep(0.001)
             both.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await both
