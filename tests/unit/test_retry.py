@@ -129,7 +129,7 @@ def test_rounds() -> None:
     for _ in range(8):
         looking.failed(TARGET, Unreachable("no connection"))
         pauses.append(looking.next_round())
-        assert looking.tried == []
+        assert not looking.tried
     assert pauses == [0.02, 0.04, 0.08, 0.16, 0.32, 0.5, 0.5, 0.5]
     impatient = search(patience=0.01)
     impatient.failed(TARGET, Unreachable("no connection"))

@@ -243,7 +243,7 @@ class AsyncClient(BaseClient):
     ) -> T:
         """Do ``operate(target)``; how it ends says something about the member, whom choose() has counted a call."""
         try:
-            if not self._route.only():
+            if not channels.drives(target.endpoint) and not self._route.only():
                 # There are others to try: spend no more than half of the time that is left on connecting.
                 left = deadlines.check_time(deadline)
                 await channels.drive(target.endpoint, None if left is None else time.monotonic() + left / 2)

@@ -119,9 +119,11 @@ class Balancer:
             if not n:
                 return None
             start = self._next
-            now = self._burdened_until and self._clock()
-            if now >= self._burdened_until:
-                now = self._burdened_until = 0.0
+            now = 0.0  # of no interest unless somebody is burdened
+            if self._burdened_until:
+                now = self._clock()
+                if now >= self._burdened_until:
+                    now = self._burdened_until = 0.0
             if n == 1 or (not avoid and self._outstanding == 0 and not now):
                 best = start % n
                 if targets[best] in avoid:

@@ -147,13 +147,7 @@ class BaseClient:
         return getattr(client, operation.kind)(operation.method, *operation.args, **operation.kwargs)
 
     def _search(self, deadline: float | None) -> Search:
-        return Search(
-            deadline,
-            patience=self._node.connect_timeout,
-            retry=self.retry,
-            budget=self._budget,
-            idempotent=self.idempotent,
-        )
+        return Search(deadline, self._node.connect_timeout, self.retry, self._budget, self.idempotent)
 
     def _earn(self) -> None:
         """A call is made. Needed only if the budget is short."""

@@ -102,6 +102,11 @@ class LoopChannels:
         """Whether the calling thread runs this loop: asyncio.get_running_loop() makes a system call for that."""
         return threading.get_ident() == self._thread and self.loop.is_running()
 
+    def drives(self, endpoint: str) -> bool:
+        """Whether there is a connection to ``endpoint`` already."""
+        driven = self._by_endpoint.get(endpoint)
+        return driven is not None and driven.channel.usable
+
     async def call(self, endpoint: str, request: Message, deadline: float | None) -> Envelope:
         """Send a call to ``endpoint`` and return the reply's envelope. ``request`` is what Channel.call() takes.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from zmqcore import errors
@@ -88,26 +89,27 @@ class Search:
     ``budget`` allow it; a lost one only if it is ``idempotent``. Nothing goes on beyond the deadline.
     """
 
+    # What the many operations never set that succeed at once.
+    tried: Sequence[Target] = ()
+    failure: errors.ZmqcoreError | None = None
+    _retries = 0
+    _until = 0.0
+    _pause = _PAUSE
+    _was_sent = False
+
     def __init__(
         self,
         deadline: float | None,
-        *,
         patience: float,
         retry: Retry | None,
         budget: RetryBudget,
         idempotent: bool,
     ) -> None:
         self.deadline = deadline
-        self.tried: list[Target] = []
-        self.failure: errors.ZmqcoreError | None = None
         self._patience = patience
         self._retry = retry
         self._budget = budget
         self._idempotent = idempotent
-        self._retries = 0
-        self._until = 0.0
-        self._pause = _PAUSE
-        self._was_sent = False
 
     def failed(self, target: Target, exc: errors.Unreachable | errors.PeerLost | errors.Overloaded) -> None:
         """``target`` has not answered the request: raise ``exc`` unless another one may be tried."""
@@ -116,7 +118,7 @@ class Search:
         if (lost and not self._idempotent) or (self._was_sent and not self._may_send_again()):
             raise exc
         self.failure = exc
-        self.tried.append(target)
+        self.tried = (*self.tried, target)
 
     def _may_send_again(self) -> bool:
         self._retries += 1
@@ -140,5 +142,5 @@ class Search:
             pause, self._pause = self._pause, min(2 * self._pause, _PAUSE_MAX)
         if until is not None and now + pause > until:
             raise self.failure
-        self.tried.clear()
+        self.tried = ()
         return pause
