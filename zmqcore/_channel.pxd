@@ -43,6 +43,7 @@ cdef class Lane:
 cdef class Retained:
     cdef Parcel parcel          # owned: shares the memory of what was sent
     cdef Lane lane
+    cdef Retained newer         # the next one of the channel's list
     cdef uint64_t id            # on the channel that holds it
     cdef int64_t place          # in its lane's order
     cdef bint barring           # counted in lane.n_barred
@@ -88,7 +89,8 @@ cdef class Channel:
 
     # What was accepted is retained until the port says that it is finished. Bounded as the window is, but apart from
     # it: a method that takes long must not hold up what needs no more than to be taken.
-    cdef object retained        # deque of Retained, in the order of their ids
+    cdef Retained oldest_retained, newest_retained      # ends of the list, in the order of their ids
+    cdef uint64_t n_retained
     cdef uint64_t retained_bytes
     cdef uint64_t max_retained
     cdef uint64_t sender        # names this channel in the messages' identities; 0 until it is needed
@@ -152,6 +154,7 @@ cdef class Channel:
     cdef int _check_lane(self, Lane lane) except -1
     cdef int _identify(self, Parcel *parcel) except -1
     cdef int _retain(self, Retained retained, Lane lane, size_t size) except -1
+    cdef Retained _pop_retained(self)
     cdef int _count_out(self, Retained retained) except -1
     cdef int _finished_to(self, uint64_t id) except -1
     cdef int _bar(self) except -1

@@ -371,7 +371,6 @@ cdef class Channel:
         self.undelivered = undelivered
         self.senders = deque()
         self.acceptors = deque()
-        self.retained = deque()
         self.max_retained = min(window_messages, MAX_RETAINED)
         self.flushers = []
         self.left_over = []
@@ -621,7 +620,7 @@ cdef class Channel:
                     # Overdue, but calls are outstanding: they have deadlines of their own.
                     return max(0.05, min((self.drain_deadline - now) / 1e9, self._tend_after(3600.0)))
             self.attended = self.loop_thread != 0
-            if not self.retained:
+            if not self.n_retained:
                 self.tended = False
             elif self.loop_thread != PyThread_get_thread_ident():
                 return TEND_INTERVAL
@@ -631,12 +630,12 @@ cdef class Channel:
 
     cdef double _tend_after(self, double seconds) noexcept:
         """Return after how many seconds to attend again where ``seconds`` would do but for what is retained."""
-        return min(seconds, TEND_INTERVAL) if self.retained else seconds
+        return min(seconds, TEND_INTERVAL) if self.n_retained else seconds
 
     cdef int _have_tended(self) except -1:
         """Something is retained: somebody has to take what the port says about it, even if nobody calls any more, and
         even if an event loop drives the channel, which may be closed at any time."""
-        if not self.tended and self.attention is not None and self.retained:
+        if not self.tended and self.attention is not None and self.n_retained:
             self.tended = True
             self.attention(self)
         return 0
@@ -750,7 +749,7 @@ cdef class Channel:
         return self.is_clean()
 
     cdef bint is_clean(self) noexcept:
-        return self.acked_id == self.sent_id and not self.pending and not self.senders and not self.retained
+        return self.acked_id == self.sent_id and not self.pending and not self.senders and self.n_retained == 0
 
     @property
     def led(self) -> bool:
@@ -787,7 +786,7 @@ cdef class Channel:
             "received_bytes": self.n_received_bytes, "outstanding_calls": len(self.pending),
             "window_messages": self.sent_id - self.acked_id, "window_bytes": self.sent_bytes - self.acked_bytes,
             "accepted": self.n_accepted, "sent_again": self.n_sent_again, "finished": self.n_finished,
-            "retained": len(self.retained),
+            "retained": self.n_retained,
             "retained_bytes": self.retained_bytes, "retain_waits": self.n_retain_waits,
             "undelivered": self.n_undelivered,
         }
@@ -1050,7 +1049,7 @@ cdef class Channel:
             raise errors.Unreachable(f"{self.endpoint}: no connection within {waited:.3g} s")
         if retains:
             raise errors.Overloaded(
-                f"{self.endpoint} has not finished {len(self.retained)} accepted messages of {self.retained_bytes}"
+                f"{self.endpoint} has not finished {self.n_retained} accepted messages of {self.retained_bytes}"
                 f" bytes (limits {self.max_retained} and {self.window_bytes}); gave up after {waited:.3g} s; this"
                 " message had not been sent")
         raise errors.Overloaded(
@@ -1061,7 +1060,7 @@ cdef class Channel:
     # -- what is retained ----------------------------------------------------------------------------------
 
     cdef int _may_retain(self, size_t size) noexcept:
-        return <uint64_t>len(self.retained) < self.max_retained and (
+        return self.n_retained < self.max_retained and (
             self.retained_bytes == 0 or self.retained_bytes + size <= self.window_bytes)
 
     cdef bint _may_accept(self, Lane lane, size_t size) noexcept:
@@ -1097,9 +1096,25 @@ cdef class Channel:
             zc_add(&lane.n_barred, -1)
         lane.channel = self
         retained.id = self.sent_id
-        self.retained.append(retained)
+        if self.newest_retained is None:
+            self.oldest_retained = retained
+        else:
+            self.newest_retained.newer = retained
+        self.newest_retained = retained
+        self.n_retained += 1
         self.retained_bytes += size
         return 0
+
+    cdef Retained _pop_retained(self):
+        """Take out the oldest one; there is one."""
+        cdef Retained retained = self.oldest_retained
+        self.oldest_retained = retained.newer
+        retained.newer = None
+        if self.oldest_retained is None:
+            self.newest_retained = None
+        self.n_retained -= 1
+        self.retained_bytes -= retained.parcel.n_bytes
+        return retained
 
     cdef int _count_out(self, Retained retained) except -1:
         """Take ``retained`` out of its lane. Who made that may be freed with it: that is not done under the lock."""
@@ -1110,19 +1125,12 @@ cdef class Channel:
 
     cdef int _finished_to(self, uint64_t id) except -1:
         """The port has finished everything up to ``id`` that was accepted."""
-        cdef Retained retained
-        cdef object queue = self.retained
         if id > self.sent_id:
             self.n_garbage += 1             # what was never sent
             return 0
-        while queue:
-            retained = queue[0]
-            if retained.id > id:
-                break
-            queue.popleft()
-            self.retained_bytes -= retained.parcel.n_bytes
+        while self.oldest_retained is not None and self.oldest_retained.id <= id:
             self.n_finished += 1
-            self._count_out(retained)
+            self._count_out(self._pop_retained())
         if self.acceptors:
             self._wake_first(self.acceptors)
         if self.flushers:
@@ -1131,49 +1139,53 @@ cdef class Channel:
 
     cdef int _bar(self) except -1:
         """The channel is being left, and another one may take its place before all has been taken."""
-        cdef Retained retained
+        cdef Retained retained = self.oldest_retained
         self.barring = True
-        for retained in self.retained:
+        while retained is not None:
             if not retained.barring and retained.id > self.acked_id:
                 retained.barring = True
                 zc_add(&retained.lane.n_barred, 1)
+            retained = retained.newer
         return 0
 
     cdef int _unbar(self) except -1:
         """Something more has been taken of what was sent before the channel was left."""
-        cdef Retained retained
-        for retained in self.retained:
-            if retained.id > self.acked_id:
-                break
+        cdef Retained retained = self.oldest_retained
+        while retained is not None and retained.id <= self.acked_id:
             if retained.barring:
                 retained.barring = False
                 zc_add(&retained.lane.n_barred, -1)
+            retained = retained.newer
         return 0
 
     cdef int _give_up_retained(self, uint64_t before) except -1:
         """What was sent with an id below ``before`` is not finished, and this channel will not hear of it any more."""
-        while self.retained and (<Retained>self.retained[0]).id < before:
-            self._leave_over(self.retained.popleft())
+        while self.oldest_retained is not None and self.oldest_retained.id < before:
+            self._leave_over(self._pop_retained())
         if self.acceptors:
             self._wake_first(self.acceptors)
         return 0
 
     cdef bint _give_up_one(self, uint64_t id) except -1:
         """The port has refused message ``id``; return whether it is one that is retained."""
-        cdef Retained retained
-        for retained in self.retained:
-            if retained.id >= id:
-                break
+        cdef Retained before = None, retained = self.oldest_retained
+        while retained is not None and retained.id < id:
+            before, retained = retained, retained.newer
+        if retained is None or retained.id != id:
+            return False
+        if before is None:
+            self._pop_retained()
         else:
-            return False
-        if retained.id != id:
-            return False
-        self.retained.remove(retained)
+            before.newer = retained.newer
+            retained.newer = None
+            if self.newest_retained is retained:
+                self.newest_retained = before
+            self.n_retained -= 1
+            self.retained_bytes -= retained.parcel.n_bytes
         self._leave_over(retained)
         return True
 
     cdef int _leave_over(self, Retained retained) except -1:
-        self.retained_bytes -= retained.parcel.n_bytes
         self.n_undelivered += 1
         if not retained.barring:
             retained.barring = True

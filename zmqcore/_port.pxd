@@ -41,7 +41,8 @@ cdef class Peer:
     cdef bint late              # it has connected after the goodbye
     cdef bint told              # it has been sent a goodbye
     cdef bint replied_since     # ... and a reply after that
-    cdef object unfinished      # deque of Requests with an identity that are not finished, in the order of their ids
+    cdef Request oldest_unfinished, newest_unfinished   # ends of the list of those with an identity, by their ids
+    cdef bint wants_finished    # some have come from it
     cdef uint64_t owed_finished     # of those that are, how many it has not been told
     cdef bint parted            # it has answered the goodbye: it has everything, and sends nothing more
 
@@ -65,6 +66,7 @@ cdef class Request:
     cdef int64_t deadline
     cdef Sender sender          # who has sent it first, if it carries an identity; else None
     cdef uint64_t sequence
+    cdef Request next_unfinished    # of Peer's list of them
     cdef bint finished
 
 cdef class Port:
@@ -124,6 +126,7 @@ cdef class Port:
     cdef Sender _sender(self, uint64_t name)
     cdef int _forget_senders(self, int64_t silent_for) except -1
     cdef bint _is_duplicate(self, Request request) except -1
+    cdef int _expect_finish(self, Peer peer, Request request) except -1
     cdef int _finish(self, Request request) except -1
     cdef int _note_finished(self, Request request) except -1
     cdef int _finish_for_peer(self, Request request) except -1

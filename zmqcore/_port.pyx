@@ -421,7 +421,7 @@ cdef class Port:
                     continue
                 if peer.outstanding > 0:
                     settled = False
-                elif peer.unfinished:
+                elif peer.oldest_unfinished is not None:
                     settled = False
                 elif peer.replied_since or now - peer.last_reply < grace * 1e9:
                     # Said again, it also shows whether the peer is still there.
@@ -865,8 +865,10 @@ cdef class Port:
         cdef uint64_t finished = 0
         cdef uint64_t owed = peer.owed_finished
         self.n_acks += 1
-        if peer.unfinished is not None:
-            finished = (<Request>peer.unfinished[0]).envelope.header.id - 1 if peer.unfinished else peer.taken
+        if peer.oldest_unfinished is not None:
+            finished = peer.oldest_unfinished.envelope.header.id - 1
+        elif peer.wants_finished:
+            finished = peer.taken
         if not self._control(peer, KIND_ACK, finished, b"", False):
             return 0
         peer.owed_finished = 0
@@ -882,7 +884,7 @@ cdef class Port:
         for peer in self.owing:
             if peer.unacked_one_way or peer.owed_finished or (calls_too and peer.unacked):
                 self._acknowledge(peer)
-            if peer.flow and (peer.unacked or peer.unfinished or peer.owed_finished):
+            if peer.flow and (peer.unacked or peer.oldest_unfinished is not None or peer.owed_finished):
                 still_owing.append(peer)
             else:
                 peer.owing = False
@@ -926,8 +928,7 @@ cdef class Port:
         cdef uint64_t name, bit
         cdef Sender sender
         cdef Py_ssize_t word
-        if peer.flow and peer.unfinished is None:
-            peer.unfinished = deque()
+        peer.wants_finished = peer.flow
         request.envelope.read_identity(&name, &request.sequence)
         request.sender = sender = self._sender(name)
         sender.advance(request.sequence)
@@ -943,15 +944,23 @@ cdef class Port:
                     peer.owed_finished += 1
                 else:
                     # It counts as finished when the first one is.
-                    peer.unfinished.append(request)
+                    self._expect_finish(peer, request)
                     if sender.again is None:
                         sender.again = {}
                     sender.again.setdefault(request.sequence, []).append(request)
                 return True
             sender.taken[word] |= bit
         if peer.flow:
-            peer.unfinished.append(request)
+            self._expect_finish(peer, request)
         return False
+
+    cdef int _expect_finish(self, Peer peer, Request request) except -1:
+        if peer.newest_unfinished is None:
+            peer.oldest_unfinished = request
+        else:
+            peer.newest_unfinished.next_unfinished = request
+        peer.newest_unfinished = request
+        return 0
 
     cdef int _finish(self, Request request) except -1:
         """The work for ``request`` is done; tell its sender, at once if nobody else is about to."""
@@ -979,16 +988,20 @@ cdef class Port:
 
     cdef int _finish_for_peer(self, Request request) except -1:
         cdef Peer peer = request.peer
-        cdef object unfinished = peer.unfinished
+        cdef Request oldest = peer.oldest_unfinished
         request.finished = True
         if not peer.flow:
             return 0            # it has gone, or does not want to know
-        while unfinished and (<Request>unfinished[0]).finished:
-            unfinished.popleft()
+        while oldest is not None and oldest.finished:
+            peer.oldest_unfinished = oldest.next_unfinished
+            oldest.next_unfinished = None
+            oldest = peer.oldest_unfinished
             peer.owed_finished += 1
+        if oldest is None:
+            peer.newest_unfinished = None
         if peer.owed_finished and not self.closed:
             # Else the receiver does it before it sleeps, and while something is unfinished also every now and then.
-            if peer.owed_finished >= ACK_MESSAGES or (self.watched and not unfinished):
+            if peer.owed_finished >= ACK_MESSAGES or (self.watched and oldest is None):
                 self._acknowledge(peer)
             else:
                 self._owe(peer)
