@@ -151,6 +151,7 @@ cdef class Channel:
     cdef int _await_finished(self, Lane lane, int64_t deadline) except -1
     cdef int _may_retain(self, size_t size) noexcept
     cdef bint _may_accept(self, Lane lane, size_t size) noexcept
+    cdef int _let_next_go(self) except -1
     cdef int _check_lane(self, Lane lane) except -1
     cdef int _identify(self, Parcel *parcel) except -1
     cdef int _retain(self, Retained retained, Lane lane, size_t size) except -1

@@ -145,9 +145,9 @@ cdef class Lane:
         return zc_read(&self.n_given_up)
 
     @property
-    def barred(self) -> bool:
-        """Whether nothing new may be sent just now, because it would overtake something."""
-        return zc_read(&self.n_barred) > 0
+    def barred(self) -> int:
+        """How many of them nothing new may overtake: while there are any nothing new is sent."""
+        return zc_read(&self.n_barred)
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until all that was accepted is finished, or given up, or ``timeout`` seconds; return whether it is.
@@ -545,7 +545,7 @@ cdef class Channel:
             self.n_casts += 1
             self.n_sent_again += 1
         finally:
-            self._wake_first(self.acceptors)
+            self._let_next_go()
             self._unlock()
             parcel_close(&parcel)
         self._have_tended()
@@ -725,6 +725,7 @@ cdef class Channel:
         self.shared.enter()
         try:
             if self.state != STATE_CLOSED:
+                self._give_up_retained(self.sent_id + 1)
                 self.state = STATE_CLOSED
                 self._end_all(OUTCOME_CLOSED)
         finally:
@@ -855,7 +856,7 @@ cdef class Channel:
                     reply == TO_CALLBACK and self.n_hurried == 1)
         finally:
             if retained is not None:
-                self._wake_first(self.acceptors)
+                self._let_next_go()
             self._unlock()
             parcel_close(&parcel)
         if attend and pending.outcome == OUTCOME_WAITING and self.loop_thread != PyThread_get_thread_ident():
@@ -889,6 +890,8 @@ cdef class Channel:
 
         The lock is held throughout, but for the time spent waiting.
         """
+        if retained is not None and not retained.packed:
+            self._check_lane(pending.lane)      # now, not when its turn has come: others would stand behind it
         if retained is not None and (self.acceptors or not self._may_retain(parcel.n_bytes)):
             self.n_retain_waits += 1
             self._wait_in_turn(self.acceptors, parcel.n_bytes, pending.started, deadline if wait else 0, True)
@@ -1066,6 +1069,11 @@ cdef class Channel:
     cdef bint _may_accept(self, Lane lane, size_t size) noexcept:
         """Whether a new message can be accepted at once."""
         return not self.acceptors and self._may_retain(size) and zc_read(&lane.n_barred) == 0
+
+    cdef int _let_next_go(self) except -1:
+        """Whoever waited in turn has sent, or was refused when its turn came: then nobody else tells the next one."""
+        self._wake_first(self.acceptors)
+        return self._wake_first(self.senders)
 
     cdef int _check_lane(self, Lane lane) except -1:
         if zc_read(&lane.n_barred) > 0:
@@ -1572,6 +1580,8 @@ cdef class Channel:
 
     cdef int _lose(self, str reason) except -1:
         """The connection has gone: everything outstanding has failed."""
+        # First: once another channel can take its place, what was sent here bars the way.
+        self._give_up_retained(self.sent_id + 1)
         self.state = STATE_LOST
         self.lost_reason = reason
         self.n_lost += self.sent_id - self.acked_id
@@ -1586,7 +1596,6 @@ cdef class Channel:
             for pending in waiting:
                 self._finish(pending, outcome)
             waiting.clear()
-        self._give_up_retained(self.sent_id + 1)
         self._wake_flushers()
         self.acked_id = self.sent_id
         self.acked_bytes = self.sent_bytes

@@ -31,6 +31,8 @@ _PAUSE, _PAUSE_MAX = 0.02, 1.0
 _CONNECT_TIMEOUT, _ROOM_TIMEOUT = 1.0, 0.05
 #: What is lost again within so many seconds after it has been sent again counts as a failed attempt.
 _MEMORY = 2.0
+#: How long what belongs together may take to come together, in seconds. Longer than a server usually drains.
+_GATHERING = 15.0
 #: A warning about one lane is repeated after so many seconds at the earliest.
 _WARN_INTERVAL = 30.0
 
@@ -51,12 +53,14 @@ class _Load:
 
     def __init__(self) -> None:
         self.messages: deque[Retained] = deque()
-        self.due = 0.0
+        self.due = self.since = 0.0
         self.failing_since: float | None = None
         self.pause = _PAUSE
         self.warned = 0.0
 
     def add(self, messages: Iterable[Retained]) -> None:
+        if not self.messages:
+            self.since = time.monotonic()
         self.messages = deque(sorted([*self.messages, *messages], key=_order))
 
     def put_off(self) -> None:
@@ -210,6 +214,10 @@ class Redelivery:
             del self._loads[lane]
             return
         now = time.monotonic()
+        if lane.barred > len(load.messages) and now - load.since < _GATHERING:
+            # Some are still on their way here, or may yet be taken where they are: in their order, or not at all.
+            load.due = now + _PAUSE
+            return
         elsewhere = load.failing_since is not None and now - load.failing_since > self.patience
         problem: Exception | str
         try:
