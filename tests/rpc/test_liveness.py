@@ -317,7 +317,8 @@ def test_casts_into_a_black_hole_are_counted_as_lost(proxied: Proxy, node: Node,
 CLIENT = """
 import sys, time
 from zmqcore import Client, Node
-print(Client("t", connect=sys.argv[1], node=Node("memory://cut-off", liveness=3600.0)).call("echo", "there"), flush=True)
+node = Node("memory://cut-off", liveness=3600.0)
+print(Client("t", connect=sys.argv[1], node=node).call("echo", "there"), flush=True)
 time.sleep(600)
 """
 
