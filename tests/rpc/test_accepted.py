@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 import zmqcore
-from zmqcore import AsyncClient, Client, Node, Server, errors
+from zmqcore import AsyncClient, AsyncServer, Client, Node, Server, errors
 
 #: Far above what anything here takes. Nothing is asserted about time; this only ends a test that hangs.
 PATIENCE = 30.0
@@ -500,6 +500,34 @@ def test_coroutines_wait_for_what_is_not_finished_and_calls_pass_them(
         asyncio.run(run())
     finally:
         gate.set()
+
+
+def test_what_a_server_cancels_when_it_stops_is_sent_again(
+    make_node: Callable[..., Node], client_of: Callable[..., Client], address: str
+) -> None:
+    begun: list[int] = []
+
+    async def slow() -> None:
+        begun.append(1)
+        if len(begun) == 1:
+            await asyncio.sleep(PATIENCE)
+
+    async def run() -> None:
+        first = AsyncServer("t", {"slow": slow}, node=make_node("memory://"), bind=address)
+        await first.start()
+        async with AsyncClient(
+            "t", node=node, connect=address, timeout=PATIENCE, delivery="accepted"
+        ) as client:
+            await client.cast("slow")
+            while not begun:
+                await asyncio.sleep(0.001)
+            assert not await first.stop(timeout=0.2)
+            async with AsyncServer("t", {"slow": slow}, node=make_node("memory://"), bind=address):
+                await client.flush(PATIENCE)
+
+    node = client_of(address)._node
+    asyncio.run(run())
+    assert len(begun) == 2
 
 
 # -- fanout --------------------------------------------------------------------------------------------------
