@@ -38,6 +38,7 @@ cdef class Peer:
     cdef Py_ssize_t n_aside     # requests of it that stand in Port.aside
     cdef uint64_t last_aside    # the highest id of anything else that came behind such requests
     cdef int64_t last_reply
+    cdef int64_t busy_at        # when a message came whose number was a multiple of BUSY_MESSAGES
     cdef bint late              # it has connected after the goodbye
     cdef bint told              # it has been sent a goodbye
     cdef bint replied_since     # ... and a reply after that

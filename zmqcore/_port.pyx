@@ -61,6 +61,10 @@ cdef int64_t SENDER_KEPT = 600_000_000_000
 cdef Py_ssize_t SENDERS_KEPT = 4096
 cdef int64_t PROBE_AFTER = 1_000_000_000        # ns; who waits for credit so long asks whether the peer is there
 cdef int64_t LOOK_INTERVAL = 10_000_000         # ns; a stream on the receiving thread looks so often for its cancel
+# A peer is busy for so long, in ns, after each message whose number is a multiple of this power of 2.
+cdef enum:
+    BUSY_MESSAGES = 64
+cdef int64_t BUSY_FOR = 1_000_000_000
 cdef int64_t PRUNE_EVERY = 30_000_000_000       # ns
 cdef int64_t PRUNE_SILENT_FOR = 60_000_000_000  # ns
 
@@ -405,8 +409,8 @@ cdef class Port:
 
         libzmq drops what a client has not read yet when its connection breaks. So every call is to be answered, every
         accepted message finished, and whoever got a reply, or heard that something is finished, since the goodbye, or
-        less than ``grace`` seconds before now, is to have answered the goodbye. Call it now and then while receive()
-        goes on.
+        less than ``grace`` seconds before now, is to have answered the goodbye; as is who has sent much within the last
+        second, and may merely be held up, about to send more. Call it now and then while receive() goes on.
         """
         cdef Peer peer
         cdef int64_t now = now_ns()
@@ -423,7 +427,7 @@ cdef class Port:
                     settled = False
                 elif peer.oldest_unfinished is not None:
                     settled = False
-                elif peer.replied_since or now - peer.last_reply < grace * 1e9:
+                elif peer.replied_since or now - peer.last_reply < grace * 1e9 or now - peer.busy_at < BUSY_FOR:
                     # Said again, it also shows whether the peer is still there.
                     if not self.closed and self._part(peer):
                         settled = False
@@ -573,6 +577,8 @@ cdef class Port:
             envelope.n_bytes = n_bytes
         self.n_received_bytes += n_bytes
         peer.last_seen = coarse_now_ns()
+        if header.id & (BUSY_MESSAGES - 1) == 0 and header.id:
+            peer.busy_at = peer.last_seen
         if header.flags & FLAG_FLOW and not peer.flow:
             peer.flow = True
             self.peers[peer.routing_id] = peer

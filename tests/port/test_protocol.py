@@ -214,6 +214,23 @@ def test_a_port_has_settled_when_those_who_came_late_have_their_refusals(
 
 
 @pytest.mark.usefixtures("held")
+def test_a_port_has_settled_when_busy_peers_have_said_so(
+    port: Port, bare: Callable[..., Any], until: Callable[..., None]
+) -> None:
+    """One that has sent much may be held up, with more on the way that it sends before it hears the goodbye."""
+    idle, busy = bare(port.endpoints[0]), bare(port.endpoints[0])
+    idle.send("ping")
+    idle.receive_kind("pong")
+    for _ in range(64):
+        busy.send("ping")
+        busy.receive_kind("pong")
+    port.goodbye()
+    assert not port.settled()
+    busy.send("goodbye")
+    until(port.settled, "settled")
+
+
+@pytest.mark.usefixtures("held")
 def test_a_goodbye_of_the_peer_forgets_it(
     port: Port, bare: Callable[..., Any], until: Callable[..., None]
 ) -> None:
