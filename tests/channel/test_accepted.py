@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -102,3 +103,29 @@ def test_who_is_refused_when_its_turn_comes_lets_the_next_one_go(
     assert len(refused) + waiting.stats()["casts"] == 6
     assert waiting.stats()["casts"] >= 1
     assert len(left) == 3
+
+
+def test_a_server_that_comes_back_before_anybody_looks(
+    start_server: Callable[..., Any], connect: Callable[..., Channel]
+) -> None:
+    """What the old connection had is handed over, though its ids are below what the new server has taken."""
+    left: list[Retained] = []
+    first = start_server()
+    channel = connect(first.endpoint, undelivered=left.extend)
+    lane = Lane(first.endpoint)
+    for number in range(3):
+        accept(channel, lane, number)
+    channel.ping(LONG)
+    assert channel.stats()["window_messages"] == 0  # taken, and not finished
+    first.kill()
+    start_server(endpoints=[first.endpoint])
+    time.sleep(1.5)  # nobody looks; longer than any reconnect interval
+    assert channel.state_name == "open"
+    channel.send("cast", b"t", "note", b"me 9", None, b"", 1, LONG)
+    channel.ping(LONG)
+    assert [message.order for message in left] == [1, 2, 3]
+    assert (channel.state_name, channel.stats()["retained"], lane.barred) == ("open", 0, 3)
+    for message in left:
+        channel.send_again(message, lane, LONG)
+    accept(channel, lane, 3)
+    assert (lane.unfinished, lane.barred, channel.stats()["retained"]) == (4, 0, 4)
