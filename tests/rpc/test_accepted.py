@@ -513,7 +513,8 @@ def test_what_a_server_cancels_when_it_stops_is_sent_again(
             await asyncio.sleep(PATIENCE)
 
     async def run() -> None:
-        first = AsyncServer("t", {"slow": slow}, node=make_node("memory://"), bind=address)
+        first_node = make_node("memory://")
+        first = AsyncServer("t", {"slow": slow}, node=first_node, bind=address)
         await first.start()
         async with AsyncClient(
             "t", node=node, connect=address, timeout=PATIENCE, delivery="accepted"
@@ -522,6 +523,7 @@ def test_what_a_server_cancels_when_it_stops_is_sent_again(
             while not begun:
                 await asyncio.sleep(0.001)
             assert not await first.stop(timeout=0.2)
+            await asyncio.to_thread(first_node.close)  # its port is free then
             async with AsyncServer("t", {"slow": slow}, node=make_node("memory://"), bind=address):
                 await client.flush(PATIENCE)
 
