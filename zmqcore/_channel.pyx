@@ -1260,7 +1260,7 @@ cdef class Channel:
         for ``op``.
         """
         cdef Waiter waiter
-        cdef int64_t budget = 0, before, waited = 0
+        cdef int64_t budget = 0, began = 0, before
         cdef uint64_t received = 0
         cdef bint overdue = False
         if op.outcome != OUTCOME_WAITING:
@@ -1274,10 +1274,9 @@ cdef class Channel:
                     self.leader = op
                 if self.leader is op:
                     self._drain()
-                    if budget and (waited >= budget or self.n_received_bytes != received):
-                        # Otherwise libzmq has signalled for reasons of its own.
-                        self.shared.spin_result(budget, waited)
-                    budget = 0
+                    if budget and (self.n_received_bytes != received or now_ns() - began > 3 * budget):
+                        self.shared.spin_result(budget, now_ns() - began)
+                        budget = 0
                     if not overdue and (
                             self.finished or (op.outcome == OUTCOME_WAITING and sent_buffers_returned())):
                         self._call_back(op)
@@ -1285,16 +1284,20 @@ cdef class Channel:
                         continue
                     if op.outcome != OUTCOME_WAITING or overdue:
                         break
-                    budget = self.shared.spin_budget() if self.inside == 1 else 0
-                    received = self.n_received_bytes
+                    before = now_ns()
+                    if began == 0:
+                        # Once for each request, however often libzmq signals for reasons of its own.
+                        began = before
+                        budget = self.shared.spin_budget() if self.inside == 1 else 0
+                        received = self.n_received_bytes
                     self.watched = True
                     wakes_move(&self.owed, &waiter.owed)
                     self.shared.leave()
-                    before = now_ns()
                     try:
-                        waiter.wait(self.shared.fd, min(deadline, before + HELLO_INTERVAL), budget)
+                        waiter.wait(
+                            self.shared.fd, min(deadline, before + HELLO_INTERVAL),
+                            max(<int64_t>0, began + budget - before))
                     finally:
-                        waited = now_ns() - before
                         self.shared.enter()
                         self.watched = False
                     if now_ns() - before >= HELLO_INTERVAL:
