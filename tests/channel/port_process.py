@@ -8,12 +8,12 @@ one JSON line. What it does with a call depends on the method, see :meth:`Servic
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import threading
 import time
 
 import zmq
+from memory_support import peak_rss_bytes
 
 from zmqcore import errors
 from zmqcore._port import Port, Request
@@ -78,7 +78,7 @@ class Service:
                     "casts": self.casts,
                     "disorder": self.disorder,
                     "arrival": self.arrival,
-                    "max_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+                    "max_rss_bytes": peak_rss_bytes(),
                     **{f"port.{name}": value for name, value in self.port.stats().items()},
                 }
                 request.reply(json.dumps(report).encode())

@@ -82,7 +82,7 @@ class Peer:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=os.environ | {"PYTHONPATH": str(_ROOT)},
+            env=os.environ | {"PYTHONPATH": f"{_ROOT}:{_ROOT}/tests"},
         )
         self.pid = self.process.pid
 
@@ -259,7 +259,7 @@ def run_python() -> Callable[..., subprocess.CompletedProcess[str]]:
             text=True,
             check=False,
             timeout=PATIENCE,
-            env=os.environ | {"PYTHONPATH": str(_ROOT)},
+            env=os.environ | {"PYTHONPATH": f"{_ROOT}:{_ROOT}/tests"},
         )
 
     return run

@@ -11,13 +11,14 @@ import asyncio
 import ctypes
 import json
 import os
-import resource
 import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
+
+from memory_support import peak_rss_bytes
 
 from zmqcore import AsyncClient, AsyncServer, Client, Node, Server, Topic
 from zmqcore.rpc import deadline
@@ -104,7 +105,7 @@ class Worker:
 
     def max_rss(self) -> int:
         """In bytes."""
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return peak_rss_bytes()
 
     def write(self, path: str, text: str) -> None:
         Path(path).write_text(text)

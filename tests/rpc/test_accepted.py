@@ -46,7 +46,7 @@ class RecorderProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=os.environ | {"PYTHONPATH": str(_ROOT)},
+            env=os.environ | {"PYTHONPATH": f"{_ROOT}:{_ROOT}/tests"},
         )
         self.endpoints: list[str] = self.hear()
 
