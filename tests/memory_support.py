@@ -7,8 +7,15 @@ import sys
 from pathlib import Path
 
 
+def reset_peak_rss() -> None:
+    """Forget what the calling process has used so far, where that can be done: the peak is what it uses now."""
+    clear_refs = Path("/proc/self/clear_refs")
+    if clear_refs.exists():
+        clear_refs.write_text("5")  # proc(5)
+
+
 def peak_rss_bytes() -> int:
-    """Return the calling process's largest resident size so far.
+    """Return the calling process's largest resident size so far, or since reset_peak_rss().
 
     Not getrusage() on Linux: there a process begins with the figure of the one that has started it.
     """

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import os
-import resource
 import select
 import shutil
 import socket
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import pytest
+from memory_support import peak_rss_bytes, reset_peak_rss
 
 from zmqcore import AsyncClient, Client, Node, Overloaded, PeerLost, Server, Unreachable, ZmqcoreError
 
@@ -155,7 +155,8 @@ def test_a_stopped_server_among_ten_costs_a_bounded_amount_of_memory(
                 failed.add(type(exc))
         return failed
 
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    reset_peak_rss()
+    before = peak_rss_bytes()
     tenth = running(cast_to_nobody)
     for each in [running(cast, client) for client in clients]:
         each.result()
@@ -164,7 +165,7 @@ def test_a_stopped_server_among_ten_costs_a_bounded_amount_of_memory(
     over.set()
     assert tenth.result() <= {Overloaded, PeerLost, Unreachable}
     assert taken == [count] * 9
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    grown = peak_rss_bytes() - before
     # A window for each of ten connections, on both sides; libzmq, sockets and allocators have theirs.
     assert grown < 30 * window
 
