@@ -150,16 +150,22 @@ def test_who_waits_for_room_when_the_server_is_lost_is_told_so(
     """Not that something was closed, which nobody has done."""
     peer = peers("t")
 
+    sent = 0
+
     async def main() -> list[Any]:
+        nonlocal sent
         node = make_node(window_messages=4, connect_timeout=0.2)
         async with AsyncClient("t", node=node, timeout=PATIENCE) as client:
             assert await client.call("echo", 1) == 1
             peer.freeze()
             calls = [client.submit("echo", number) for number in range(20)]
             await asyncio.sleep(0.1)
+            (channel,) = node.pool.channels()
+            sent = channel.stats()["outstanding_calls"]
             peer.kill()
             return await asyncio.gather(*calls, return_exceptions=True)
 
     outcomes = asyncio.run(main())
     assert {type(outcome) for outcome in outcomes} <= {PeerLost, Unreachable, NoSuchTopic}
-    assert sum(isinstance(exc, PeerLost) and exc.executed_possible for exc in outcomes) == 4
+    assert 3 <= sent <= 4  # a ping of the channel's own may be in the window, too
+    assert sum(isinstance(exc, PeerLost) and exc.executed_possible for exc in outcomes) == sent
