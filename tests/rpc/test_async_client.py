@@ -305,7 +305,7 @@ def test_a_deadline_of_the_surrounding_request_holds(serve: Serve, make: Make, g
 
 
 def test_a_cancelled_call_is_given_up(serve: Serve, make: Make, gate: Gate) -> None:
-    serve("t", gate, workers=4)
+    server = serve("t", gate, workers=4)
 
     async def main() -> None:
         client = make("t")
@@ -319,6 +319,7 @@ def test_a_cancelled_call_is_given_up(serve: Serve, make: Make, gate: Gate) -> N
         with pytest.raises(asyncio.CancelledError):
             await task
         assert channel.stats()["outstanding_calls"] == 1
+        await until(lambda: server.stats()["port"]["cancelled"] == 1)  # else it may still answer
         gate.opened.set()
         assert await other == "kept"
         assert await client.call("echo", 2) == 2
