@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import click
 
 from zmqcore import __version__
+from zmqcore.cli.bench import bench
 from zmqcore.cli.calling import call, cast, fanout, members, ping
 from zmqcore.cli.demo import demo
 from zmqcore.cli.doctor import doctor
@@ -42,6 +43,7 @@ Try it:
     zmqcore call stats mean '[1, 2, 6]'            from another terminal
     zmqcore members                                who serves what
     zmqcore doctor                                 is everything as it should be?
+    zmqcore bench                                  how fast is it here?
 
 Results go to standard output (JSON unless it is a terminal), errors and hints to standard error.
 
@@ -52,7 +54,7 @@ def app() -> None:
     """Group the commands."""
 
 
-for _command in (demo, serve, call, cast, fanout, members, ping, stats, doctor):
+for _command in (demo, serve, call, cast, fanout, members, ping, stats, doctor, bench):
     app.add_command(_command)
 
 
