@@ -120,7 +120,7 @@ def test_own_files_and_broken_ones(shop: Shop) -> None:
 
 WRONG = """
 import sys
-import zmqcore.cli.demo_analysis as module
+import zmqcore.cli.demo.analysis as module
 from dataclasses import replace
 real = module.analyse
 def analyse(source, key):
@@ -129,7 +129,7 @@ def analyse(source, key):
 module.analyse = analyse
 """
 RAISES = """
-import zmqcore.cli.demo_analysis as module
+import zmqcore.cli.demo.analysis as module
 real = module.analyse
 def analyse(source, key):
     if b"wrong" in bytes(source):
@@ -138,12 +138,12 @@ def analyse(source, key):
 module.analyse = analyse
 """
 LOSES_EVENTS = """
-import zmqcore.cli.demo_processes as module
+import zmqcore.cli.demo.roles as module
 module.Collector.event = lambda self, index, server: None
 """
 DIES = """
 import os
-import zmqcore.cli.demo_processes as module
+import zmqcore.cli.demo.roles as module
 module.Worker.analyse = lambda self, index, source: os._exit(3)
 """
 

@@ -12,7 +12,7 @@ import click
 from zmqcore import __version__
 from zmqcore.cli.bench import bench
 from zmqcore.cli.calling import call, cast, fanout, members, ping
-from zmqcore.cli.demo import demo
+from zmqcore.cli.demo.command import demo
 from zmqcore.cli.doctor import doctor
 from zmqcore.cli.outcome import EXIT_CODES_HELP, Exit, status_of
 from zmqcore.cli.output import note, show_error

@@ -6,6 +6,7 @@ import os
 import socket
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ from zmqcore.topic import Topic
 __all__ = ["Service"]
 
 
-class Service:
+class Service(ABC):
     """The common part of :class:`Server` and :class:`AsyncServer`. Not thread-safe by itself."""
 
     def __init__(
@@ -108,13 +109,13 @@ class Service:
             return f"tcp://{self._node.advertised_host}:{endpoint.port}"
         return text
 
+    @abstractmethod
     def runs_this_thread(self) -> bool:
         """Whether it cannot stop before the calling thread goes on."""
-        raise NotImplementedError
 
+    @abstractmethod
     def close_down(self, timeout: float) -> None:
         """The node is being closed: stop, within ``timeout`` seconds."""
-        raise NotImplementedError
 
     def renew(self) -> None:
         """In a forked child: what runs is the parent's."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
@@ -19,8 +20,10 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from zmqcore.cli.demo_analysis import standard_library
-from zmqcore.cli.demo_run import DemoFailed, Interrupted, Interrupts, Report, run_demo
+from zmqcore.cli.demo.analysis import standard_library
+from zmqcore.cli.demo.interrupts import Interrupted, Interrupts
+from zmqcore.cli.demo.report import DemoFailed, Observer, Report
+from zmqcore.cli.demo.run import run_demo
 from zmqcore.cli.options import Command, json_option
 from zmqcore.cli.outcome import EXIT_CODES_HELP, Exit
 from zmqcore.cli.output import Output, note, show_error
@@ -86,11 +89,11 @@ def _as_json(report: Report) -> dict[str, Any]:
     return {"ok": report.ok, **asdict(report)}
 
 
-def _show(output: Output, report: Report) -> None:
-    """Print the closing tables."""
+def _facts(report: Report) -> dict[str, str]:
+    """Return what the closing table says, by heading."""
     retried = ", ".join(f"{name} {number}" for name, number in report.retried_for.items())
-    killed = report.killed
-    facts = {
+    killed, fds = report.killed, report.fds_peak
+    return {
         "files": f"{report.files:,} ({report.bytes / 1e6:.1f} MB)",
         "found": f"{report.lines:,} lines, {report.tokens:,} tokens",
         "not Python": f"{report.not_python}, alike with and without RPC",
@@ -102,38 +105,31 @@ def _show(output: Output, report: Report) -> None:
         "rate": f"{report.files_per_second:,.0f} files/s in {report.seconds:.1f} s",
         "latency": f"p50 {report.p50_ms:.1f} ms, p99 {report.p99_ms:.1f} ms",
         "events": f"{report.events:,} counted by the collector",
-        "fds held": f"{report.fds_peak} at most, {report.fds_before} before"
-        if report.fds_peak is not None
-        else "unknown",
+        "fds held": "unknown" if fds is None else f"{fds} at most, {report.fds_before} before",
         "checked": f"{report.checked:,} results against a computation without RPC: "
         f"{len(report.missing)} missing, {len(report.wrong)} wrong",
     }
-    output.table("demo", {"": "left", " ": "left"}, [[name, text] for name, text in facts.items()])
+
+
+def _worker_row(worker: dict[str, Any], report: Report) -> list[str]:
+    return [
+        worker["server"],
+        str(worker.get("pid", report.killed["pid"] if report.killed else "")),
+        f"{worker['results']:,}",
+        f"{worker['bytes'] / 1e6:.1f}" if "bytes" in worker else "",
+        f"{worker.get('events', 0):,}",
+        str(worker.get("fds") or ""),
+        "killed half way" if worker.get("killed") else "",
+    ]
+
+
+def _show(output: Output, report: Report) -> None:
+    """Print the closing tables."""
+    facts = [[name, text] for name, text in _facts(report).items()]
+    output.table("demo", {"": "left", " ": "left"}, facts)
     output.line("")
-    output.table(
-        "workers",
-        {
-            "server": "left",
-            "pid": "right",
-            "results": "right",
-            "MB": "right",
-            "events": "right",
-            "fds": "right",
-            "": "left",
-        },
-        [
-            [
-                worker["server"],
-                str(worker.get("pid", killed["pid"] if killed else "")),
-                f"{worker['results']:,}",
-                f"{worker['bytes'] / 1e6:.1f}" if "bytes" in worker else "",
-                f"{worker.get('events', 0):,}",
-                str(worker.get("fds") or ""),
-                "killed half way" if worker.get("killed") else "",
-            ]
-            for worker in report.workers
-        ],
-    )
+    columns = {"server": "left"} | dict.fromkeys(("pid", "results", "MB", "events", "fds"), "right")
+    output.table("workers", columns | {"": "left"}, [_worker_row(each, report) for each in report.workers])
     output.line("")
     for problem in report.problems[:20]:
         output.line(f"problem: {problem}", style="red")
@@ -200,17 +196,14 @@ def demo(
         )
     output = Output(json_wanted)
     console = Console(file=sys.stderr)
+    watching: AbstractContextManager[Observer] = (
+        _Bar(console) if console.is_terminal else nullcontext(_Silent())
+    )
     try:
-        with Interrupts() as interrupts:
-            if console.is_terminal:
-                with _Bar(console) as bar:
-                    report = run_demo(
-                        files, workers=workers, in_flight=in_flight, observer=bar, interrupts=interrupts
-                    )
-            else:
-                report = run_demo(
-                    files, workers=workers, in_flight=in_flight, observer=_Silent(), interrupts=interrupts
-                )
+        with Interrupts() as interrupts, watching as observer:
+            report = run_demo(
+                files, workers=workers, in_flight=in_flight, observer=observer, interrupts=interrupts
+            )
     except Interrupted as exc:
         note("interrupted; nothing is left behind")
         return 128 + exc.number

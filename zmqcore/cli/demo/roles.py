@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from zmqcore import Client, Node, Server, errors
-from zmqcore.cli.demo_analysis import analyse
+from zmqcore.cli.demo.analysis import analyse
 from zmqcore.cli.measure import open_fds
 
 __all__ = ["ANALYSIS", "PROGRESS", "Collector", "Worker", "command", "main"]
@@ -29,7 +29,7 @@ PROGRESS = "stdlib-progress"
 _BOOT = """\
 import json, sys
 sys.path[:] = json.loads(sys.argv.pop(1))
-from zmqcore.cli.demo_processes import main
+from zmqcore.cli.demo.roles import main
 sys.exit(main(sys.argv[1:]))
 """
 
