@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zmqcore.cli.demo.analysis import Analysis, analyse, standard_library
-from zmqcore.cli.demo.interrupts import Interrupted, Interrupts
 from zmqcore.cli.demo.report import compare
+from zmqcore.cli.interrupts import Interrupted, Interrupts
 from zmqcore.cli.measure import open_fds, percentile
 
 KEY = b"0123456789abcdef"

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from zmqcore.cli.bench_opinion import opinion, reservations
 from zmqcore.cli.bench_processes import PeerFailed
 from zmqcore.cli.bench_run import Result, Run, run_rounds
-from zmqcore.cli.demo_run import Interrupted, Interrupts
+from zmqcore.cli.interrupts import Interrupted, Interrupts
 from zmqcore.cli.options import Command, json_option
 from zmqcore.cli.outcome import EXIT_CODES_HELP, Exit
 from zmqcore.cli.output import Output, note, show_error

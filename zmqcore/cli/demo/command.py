@@ -21,9 +21,9 @@ from rich.progress import (
 )
 
 from zmqcore.cli.demo.analysis import standard_library
-from zmqcore.cli.demo.interrupts import Interrupted, Interrupts
 from zmqcore.cli.demo.report import DemoFailed, Observer, Report
 from zmqcore.cli.demo.run import run_demo
+from zmqcore.cli.interrupts import Interrupted, Interrupts
 from zmqcore.cli.options import Command, json_option
 from zmqcore.cli.outcome import EXIT_CODES_HELP, Exit
 from zmqcore.cli.output import Output, note, show_error

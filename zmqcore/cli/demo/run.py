@@ -18,9 +18,9 @@ from zmqcore.cli.demo.analysis import Analysis
 from zmqcore.cli.demo.callers import Callers, Done
 from zmqcore.cli.demo.checking import Checkers
 from zmqcore.cli.demo.children import END_TIMEOUT, Children, private_directory
-from zmqcore.cli.demo.interrupts import Interrupts
 from zmqcore.cli.demo.report import DemoFailed, Observer, Report, compare
 from zmqcore.cli.demo.roles import ANALYSIS, PROGRESS
+from zmqcore.cli.interrupts import Interrupts
 from zmqcore.cli.measure import open_fds, percentile
 
 __all__ = ["run_demo"]

@@ -1,4 +1,4 @@
-"""Signals that interrupt the demo only where it can be interrupted."""
+"""Signals that interrupt a command only where it can be interrupted."""
 
 from __future__ import annotations
 
