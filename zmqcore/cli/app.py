@@ -11,11 +11,13 @@ import click
 
 from zmqcore import __version__
 from zmqcore.cli.bench import bench
-from zmqcore.cli.calling import call, cast, fanout, members, ping
+from zmqcore.cli.calling import call, cast, fanout
 from zmqcore.cli.demo.command import demo
 from zmqcore.cli.doctor import doctor
+from zmqcore.cli.members import members
 from zmqcore.cli.outcome import EXIT_CODES_HELP, Exit, status_of
 from zmqcore.cli.output import note, show_error
+from zmqcore.cli.ping import ping
 from zmqcore.cli.serving import serve
 from zmqcore.cli.stats import stats
 

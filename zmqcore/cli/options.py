@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
@@ -15,15 +14,11 @@ from zmqcore.cli.output import show_error
 __all__ = [
     "Command",
     "ValuesCommand",
-    "client_options",
     "exchange_option",
     "json_option",
     "matchmaker_option",
     "server_option",
-    "timeout_option",
 ]
-
-_Decorated = TypeVar("_Decorated", bound=Callable[..., Any])
 
 _NEGATIVE_NUMBER = re.compile(r"-\.?\d")
 # Put before a negative number so that click does not take it for an option. From the private use area: a word
@@ -52,37 +47,6 @@ server_option = click.option(
 exchange_option = click.option(
     "--exchange", default="", metavar="NAME", help="The exchange that the topic belongs to, if it has one."
 )
-timeout_option = click.option(
-    "--timeout",
-    "-t",
-    type=click.FloatRange(min=0, min_open=True),
-    default=5.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="How long to wait until giving up with exit code 4.",
-)
-_connect_option = click.option(
-    "--connect",
-    "-c",
-    multiple=True,
-    metavar="ENDPOINT",
-    help="Ask no matchmaker, talk to this address: tcp://HOST:PORT or ipc:///PATH. Repeat it for several.",
-)
-
-
-def client_options(function: _Decorated) -> _Decorated:
-    """Add the options of every client: where the servers are, how long to wait, what to print."""
-    options = (
-        _connect_option,
-        server_option,
-        exchange_option,
-        matchmaker_option,
-        timeout_option,
-        json_option,
-    )
-    for option in reversed(options):
-        function = option(function)
-    return function
 
 
 class Command(click.Command):

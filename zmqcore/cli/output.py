@@ -9,7 +9,7 @@ import math
 import shlex
 import sys
 from array import array
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TextIO
 
 from rich.console import Console
@@ -125,7 +125,7 @@ class Output:
         """Print *text* for people; markup in it is not interpreted."""
         self.console.print(Text(text, style=style), soft_wrap=True)
 
-    def table(self, title: str, columns: Mapping[str, str], rows: list[list[str]]) -> None:
+    def table(self, title: str, columns: Mapping[str, str], rows: Iterable[list[str]]) -> None:
         """Print a table for people. *columns* maps each heading to its ``justify`` (left or right)."""
         table = Table(header_style="bold", box=None, pad_edge=False, show_header=any(map(str.strip, columns)))
         for heading, justify in columns.items():

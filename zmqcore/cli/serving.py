@@ -21,7 +21,6 @@ from zmqcore.cli.options import Command, exchange_option, json_option, matchmake
 from zmqcore.cli.outcome import EXIT_CODES_HELP, Exit
 from zmqcore.cli.output import Output, note
 from zmqcore.endpoint import Endpoint
-from zmqcore.rpc.backlog import OnFull
 from zmqcore.rpc.loop_server import LoopServer, server_for
 from zmqcore.rpc.target import NotServable, load_endpoint
 
@@ -203,35 +202,23 @@ after the other, so that the topic is served all the time.
 def serve(
     target: str,
     topic: str,
-    server: str | None,
     exchange: str,
-    bind: tuple[str, ...],
-    workers: int,
-    max_concurrency: int,
-    queue_size: int,
-    on_full: OnFull,
+    matchmaker: str,
     processes: int | None,
     drain: float,
     verbose: int,
-    matchmaker: str,
     json_wanted: bool | None,
+    **options: Any,
 ) -> int:
-    """Run ``zmqcore serve``."""
+    """Run ``zmqcore serve``; ``options`` are the server's own, by the names that it has for them."""
     log_level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
     logging.basicConfig(level=log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    if on_full == "reject" and not workers:
+    if options["on_full"] == "reject" and not options["workers"]:
         raise click.UsageError(
             "--on-full reject needs --workers 1 at least: without workers there is no queue"
         )
     output = Output(json_wanted)
-    options: dict[str, Any] = {
-        "server": server,
-        "workers": workers,
-        "max_concurrency": max_concurrency,
-        "bind": list(bind) or None,
-        "queue_size": queue_size,
-        "on_full": on_full,
-    }
+    options["bind"] = options["bind"] or None
     full = Topic(topic, exchange=exchange)
     with _in_path(str(Path.cwd())):
         if processes is None:

@@ -8,10 +8,10 @@ from typing import Any
 import click
 
 from zmqcore import Topic, errors
-from zmqcore.cli.calling import open_client, topic_of
-from zmqcore.cli.options import Command, client_options
-from zmqcore.cli.outcome import EXIT_CODES_HELP, Exit, hint_for
-from zmqcore.cli.output import Output, error_summary, member_json, note
+from zmqcore.cli.options import Command
+from zmqcore.cli.outcome import EXIT_CODES_HELP
+from zmqcore.cli.output import Output, error_summary
+from zmqcore.cli.servers import Servers, client_options
 from zmqcore.matchmaker import Member
 
 __all__ = ["stats"]
@@ -65,34 +65,34 @@ def _name(member: Member, answer: Any) -> str:
     return own or member.topic.server or ", ".join(member.endpoints)
 
 
-def _show_summary(output: Output, topic: str, rows: list[dict[str, Any]]) -> None:
-    columns = {"server": "left", "pid": "right", "up for": "right", "queued": "right"}
-    columns |= dict.fromkeys(_COLUMNS, "right") | {"": "left"}
-    lines = []
-    for row in rows:
-        answer = row["stats"]
-        uptime = _at(answer, ("uptime",))
-        lines.append(
-            [
-                row["server"],
-                _cell(_at(answer, ("pid",))),
-                f"{uptime:.0f} s" if isinstance(uptime, int | float) else "",
-                _cell(_at(answer, ("queued",))),
-                *(_cell(_at(answer, path)) for path in _COLUMNS.values()),
-                "" if row["error"] is None else error_summary(row["error"]),
-            ]
-        )
-    output.table(f"stats of {topic}", columns, lines)
+def _row(member: Member, answer: Any, error: Exception | None) -> dict[str, Any]:
+    return {
+        "server": _name(member, answer),
+        "endpoints": list(member.endpoints),
+        "stats": answer,
+        "error": error,
+    }
 
 
-def _show_all(output: Output, rows: list[dict[str, Any]]) -> None:
-    for row in rows:
-        if row["error"] is not None:
-            output.line(f"{row['server']}: {error_summary(row['error'])}", style="bold red")
-        else:
-            output.table(
-                row["server"], {"": "left", " ": "right"}, [list(line) for line in _flat(row["stats"])]
-            )
+def _summary(row: dict[str, Any]) -> list[str]:
+    """Return the row of the table of all servers."""
+    answer = row["stats"]
+    uptime = _at(answer, ("uptime",))
+    return [
+        row["server"],
+        _cell(_at(answer, ("pid",))),
+        f"{uptime:.0f} s" if isinstance(uptime, int | float) else "",
+        _cell(_at(answer, ("queued",))),
+        *(_cell(_at(answer, path)) for path in _COLUMNS.values()),
+        "" if row["error"] is None else error_summary(row["error"]),
+    ]
+
+
+def _show_all(output: Output, row: dict[str, Any]) -> None:
+    if row["error"] is not None:
+        output.line(f"{row['server']}: {error_summary(row['error'])}", style="bold red")
+    else:
+        output.table(row["server"], {"": "left", " ": "right"}, map(list, _flat(row["stats"])))
 
 
 @click.command(
@@ -119,55 +119,21 @@ Examples:
 @click.argument("topic")
 @click.option("--all", "-a", "everything", is_flag=True, help="Show every figure. JSON always has them all.")
 @client_options
-def stats(
-    topic: str,
-    everything: bool,
-    connect: tuple[str, ...],
-    server: str | None,
-    exchange: str,
-    matchmaker: str,
-    timeout: float,
-    json_wanted: bool | None,
-) -> int:
+def stats(servers: Servers, everything: bool) -> int:
     """Run ``zmqcore stats``."""
-    with open_client(topic_of(topic, server, exchange), connect, matchmaker, timeout) as client:
+    with servers.client() as client:
         gathered = client.gather("zmqcore.stats")
-    rows: list[dict[str, Any]] = [
-        {"server": _name(member, answer), "member": member, "stats": answer, "error": None}
-        for member, answer in gathered.results.items()
-    ]
-    rows += [
-        {"server": _name(member, None), "member": member, "stats": None, "error": error}
-        for member, error in (*gathered.errors.items(), *gathered.missing.items())
-    ]
+    rows = [_row(member, answer, None) for member, answer in gathered.results.items()]
+    rows += [_row(member, None, error) for member, error in (gathered.errors | gathered.missing).items()]
     rows.sort(key=lambda row: row["server"])
-    answered = len(gathered.results)
-    output = Output(json_wanted)
-    if output.machine:
-        output.json(
-            {
-                "topic": topic,
-                "asked": len(rows),
-                "answered": answered,
-                "members": [
-                    {
-                        "server": row["server"],
-                        "endpoints": member_json(row["member"])["endpoints"],
-                        "stats": row["stats"],
-                        "error": None if row["error"] is None else error_summary(row["error"]),
-                    }
-                    for row in rows
-                ],
-            }
-        )
-    else:
+
+    def show(rows: list[dict[str, Any]]) -> None:
         if everything:
-            _show_all(output, rows)
+            for row in rows:
+                _show_all(servers.output, row)
         else:
-            _show_summary(output, topic, rows)
-        first_error = next((row["error"] for row in rows if row["error"] is not None), None)
-        if first_error is not None and (hint := hint_for(first_error, topic)):
-            note(hint)
-    if answered == len(rows):
-        return Exit.OK
-    return Exit.PARTLY if answered else Exit.NOBODY_THERE
+            columns = {"server": "left", "pid": "right", "up for": "right", "queued": "right"}
+            columns |= dict.fromkeys(_COLUMNS, "right") | {"": "left"}
+            servers.output.table(f"stats of {servers.topic.name}", columns, map(_summary, rows))
+
+    return servers.report(rows, show)
