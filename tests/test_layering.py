@@ -20,6 +20,8 @@ ROOT = Path(__file__).parents[1]
 # Who may import whom, from the bottom up. A room is a module, or a package with all that is in it; its parts
 # may use each other. What is not in a room's list is up or sideways.
 BASE = ["errors", "_version"]
+SOCKET = [*BASE, "_libzmq", "_frame", "_socket"]
+CHANNEL = [*SOCKET, "_retention", "_channel"]
 LAYERS: dict[str, list[str]] = {
     "_version": [],
     "errors": [],
@@ -27,10 +29,11 @@ LAYERS: dict[str, list[str]] = {
     "_libzmq": [*BASE],
     "_frame": [*BASE, "_libzmq"],
     "_socket": [*BASE, "_libzmq"],
-    "_channel": [*BASE, "_libzmq", "_frame", "_socket"],
-    "_port": [*BASE, "_libzmq", "_frame", "_socket"],
-    "_table": [*BASE, "_libzmq", "_frame", "_socket", "_channel"],
-    "_pool": [*BASE, "_libzmq", "_frame", "_socket", "_channel", "_table"],
+    "_retention": [*SOCKET],
+    "_channel": [*SOCKET, "_retention"],
+    "_port": [*SOCKET],
+    "_table": [*CHANNEL],
+    "_pool": [*CHANNEL, "_table"],
     # value types, and what knows nothing of sockets
     "_body": [*BASE],
     "codec": [*BASE, "_body"],
@@ -40,24 +43,13 @@ LAYERS: dict[str, list[str]] = {
     # the thread that leads where nobody waits: it sees channels through a protocol of its own
     "attendant": [*BASE],
     # the one that sends again what a lost channel has left
-    "redelivery": [*BASE, "_libzmq", "_frame", "_socket", "_channel", "_pool"],
+    "redelivery": [*CHANNEL, "_pool"],
 }
 VALUES = [*BASE, "topic", "endpoint", "runtime_dir"]
 LAYERS["matchmaker"] = VALUES
-LAYERS["node"] = [
-    *VALUES,
-    "codec",
-    "matchmaker",
-    "attendant",
-    "redelivery",
-    "_libzmq",
-    "_frame",
-    "_socket",
-    "_channel",
-    "_port",
-    "_pool",
-]
-LAYERS["rpc"] = [*VALUES, "codec", "matchmaker", "node", "redelivery", "_frame", "_channel", "_port", "_pool"]
+LAYERS["node"] = [*VALUES, "codec", "matchmaker", "attendant", "redelivery", *CHANNEL, "_port", "_pool"]
+LAYERS["rpc"] = [*VALUES, "codec", "matchmaker", "node", "redelivery", "_frame", "_retention", "_channel"]
+LAYERS["rpc"] += ["_port", "_pool"]
 LAYERS["router"] = LAYERS["node"] + ["node"]
 # The package itself only gathers the public names.
 LAYERS[""] = [*VALUES, "codec", "matchmaker", "node", "rpc"]
@@ -66,7 +58,7 @@ BELOW = [*LAYERS]
 LAYERS["oslo"] = BELOW
 LAYERS["cli"] = [*BELOW, "router"]
 
-CORE = ["_libzmq", "_frame", "_socket", "_channel", "_port", "_table", "_pool"]
+CORE = ["_libzmq", "_frame", "_socket", "_retention", "_channel", "_port", "_table", "_pool"]
 COMPILED = [*CORE, "_body"]
 
 # room -> imported names (fnmatch) it promises not to need, at any depth of the file.

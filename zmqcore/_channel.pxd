@@ -5,6 +5,7 @@ from libc.stdint cimport int64_t, uint8_t, uint64_t
 
 from zmqcore._frame cimport Envelope, Header, Parcel
 from zmqcore._libzmq cimport zc_msg_t
+from zmqcore._retention cimport Lane, Retained, Retention
 from zmqcore._socket cimport SharedSocket, Waiter, Wakes
 
 cdef enum State:
@@ -28,27 +29,6 @@ cdef enum Reply:
     TO_WAITER = 1               # the thread that has sent the request waits for it
     TO_WHOEVER_LOOKS = 2        # nobody waits yet; its deadline is kept all the same
     TO_CALLBACK = 3             # and a callback is to be called as soon as it is there
-
-cdef class Lane:
-    cdef object __weakref__
-    cdef readonly str endpoint
-    cdef readonly object owner
-    cdef Channel channel        # the one that has sent for it last
-    # Each changed by atomic operations: its messages may be on several channels, under the locks of those.
-    cdef int64_t n_unfinished   # accepted, and not known to be finished
-    cdef int64_t n_barred       # of these, those that something new must not overtake now
-    cdef int64_t n_accepted     # since it was made; gives each message its place
-    cdef int64_t n_given_up
-
-cdef class Retained:
-    cdef Parcel parcel          # owned: shares the memory of what was sent
-    cdef Lane lane
-    cdef Retained newer         # the next one of the channel's list
-    cdef uint64_t id            # on the channel that holds it
-    cdef int64_t place          # in its lane's order
-    cdef bint barring           # counted in lane.n_barred
-    cdef bint packed
-    cdef int64_t leave_lane(self) noexcept
 
 cdef class Pending:
     cdef readonly Channel channel
@@ -87,20 +67,10 @@ cdef class Channel:
     cdef Py_ssize_t max_buffers
     cdef object senders         # deque of Pending: who waits for a connection or for room in the window
 
-    # What was accepted is retained until the port says that it is finished. Bounded as the window is, but apart from
-    # it: a method that takes long must not hold up what needs no more than to be taken.
-    cdef Retained oldest_retained, newest_retained      # ends of the list, in the order of their ids
-    cdef uint64_t n_retained
-    cdef uint64_t retained_bytes
-    cdef uint64_t max_retained
-    cdef uint64_t sender        # names this channel in the messages' identities; 0 until it is needed
-    cdef uint64_t n_accepted    # the sequence number of the last one that began here
+    # What was accepted is retained, apart from the window.
+    cdef Retention retention
     cdef object acceptors       # deque of Pending: who waits for room to retain
     cdef list flushers          # Pendings of those who wait for their lanes to be finished
-    cdef list done              # Lanes whose last message is finished, to be let go outside the lock
-    cdef list left_over         # Retained that the channel has given up; for ``undelivered``
-    cdef object undelivered     # called with the channel and those; or None
-    cdef bint barring           # the channel is being left: what has not been taken yet bars its lane
     cdef bint tended            # ``attention`` has been called because of what is retained
 
     # Receiving: leader and followers.
@@ -124,7 +94,7 @@ cdef class Channel:
     cdef uint64_t n_calls, n_casts, n_replies, n_late, n_garbage, n_timeouts, n_cancelled, n_lost, n_window_waits
     cdef uint64_t n_received_bytes, n_items
     cdef uint64_t told_id       # of the stream that was cancelled last: its further items are no news
-    cdef uint64_t n_sent_again, n_finished, n_retain_waits, n_undelivered
+    cdef uint64_t n_sent_again, n_retain_waits
 
     cpdef Envelope call(
         self, bytes topic, str method, body, list buffers, bytes metadata, int codec, timeout)
@@ -148,21 +118,9 @@ cdef class Channel:
     cdef int _check(self) except -1
     cdef double _tend_after(self, double seconds) noexcept
     cdef int _have_tended(self) except -1
-    cdef int _await_finished(self, Lane lane, int64_t deadline) except -1
-    cdef int _may_retain(self, size_t size) noexcept
     cdef bint _may_accept(self, Lane lane, size_t size) noexcept
     cdef int _let_next_go(self) except -1
-    cdef int _check_lane(self, Lane lane) except -1
-    cdef int _identify(self, Parcel *parcel) except -1
-    cdef int _retain(self, Retained retained, Lane lane, size_t size) except -1
-    cdef Retained _pop_retained(self)
-    cdef int _count_out(self, Retained retained) except -1
     cdef int _finished_to(self, uint64_t id) except -1
-    cdef int _bar(self) except -1
-    cdef int _unbar(self) except -1
-    cdef int _give_up_retained(self, uint64_t before) except -1
-    cdef bint _give_up_one(self, uint64_t id) except -1
-    cdef int _leave_over(self, Retained retained) except -1
     cdef int _wake_flushers(self) except -1
     cdef bint is_clean(self) noexcept
     cdef Pending _start(

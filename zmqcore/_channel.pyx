@@ -17,23 +17,17 @@ The window: the port acknowledges what it has taken, cumulatively. At most ``win
 are unacknowledged; beyond that a sender waits until its deadline. SNDHWM is unbounded, so that POLLOUT is false
 only when there is no connection.
 
-What is sent *accepted* is retained, as the very message that libzmq has, until the port says that it is finished. If
-the channel is lost before that, ``undelivered`` gets what is left, to be sent again elsewhere by send_again(): the
-message keeps the identity that it was given here, by which a port knows it when it comes twice. A Lane is what one
-client sends accepted to one endpoint, whichever channels it takes, and keeps it in order: while messages of a lane that
-have not been taken yet are on a channel that is being left, or wait to be sent again, nothing new is sent for it.
+What is sent *accepted* is retained until the port says that it is finished, see ``_retention.pyx``. If the channel is
+lost before that, ``undelivered`` gets what is left, to be sent again elsewhere by send_again().
 
 Invariants, under the socket's lock:
   I1. If any thread waits, there is a leader, or a woken follower that will become one.
   I2. ``watched`` is true only while the leader is between its last EAGAIN and its return from poll(2).
   I3. A Pending is in ``pending`` exactly while its outcome is WAITING and its message has been sent.
   I4. acked_id <= sent_id; sent_bytes - acked_bytes is what the window holds.
-  I5. What ``retained`` holds counts in its lanes' n_unfinished, as does what is in ``left_over`` and beyond.
 """
 
 import heapq
-import os
-import time
 from collections import deque
 
 import zmq
@@ -51,10 +45,11 @@ from zmqcore._frame cimport (
     FLAG_FLOW, FLAG_IDENTIFIED, HEADER_BYTES, IDENTITY_BYTES, KIND_ACK, KIND_CALL, KIND_CANCEL, KIND_CAST,
     KIND_CREDIT, KIND_ERROR, KIND_GOODBYE, KIND_HELLO, KIND_ITEM, KIND_PING, KIND_PONG, KIND_REPLY, NO_DEADLINE,
     Envelope, Header, Parcel, envelope_of_stream, envelope_take, parcel_close, parcel_copy, parcel_pack,
-    parcel_pack_control, parcel_send, parcel_set_id, parcel_set_identity, parcel_set_remaining, parcel_share,
-    parse_header, part_take, release_sent_buffers, sent_buffers_returned,
+    parcel_pack_control, parcel_send, parcel_set_id, parcel_set_remaining, parse_header, part_take,
+    release_sent_buffers, sent_buffers_returned,
 )
 from zmqcore._libzmq cimport libzmq, raise_errno, zc_msg_t
+from zmqcore._retention cimport Lane, Retained, Retention
 from zmqcore._socket cimport (
     NEVER, SharedSocket, SpinScore, Waiter, Wakes, coarse_now_ns, deadline_after, deadline_from, fork_generation,
     limit_silence, now_ns, waiter_borrow, waiter_return, wakes_move, wakes_owe, wakes_pay,
@@ -63,18 +58,7 @@ from zmqcore._socket cimport (
 from zmqcore import errors
 from zmqcore._frame import KINDS
 
-cdef extern from *:
-    """
-    #include <stdint.h>
-    static inline int64_t zc_add(int64_t *counter, int64_t n) {
-        return __atomic_add_fetch(counter, n, __ATOMIC_SEQ_CST);
-    }
-    static inline int64_t zc_read(int64_t *counter) { return __atomic_load_n(counter, __ATOMIC_SEQ_CST); }
-    """
-    int64_t zc_add(int64_t *, int64_t) noexcept nogil
-    int64_t zc_read(int64_t *) noexcept nogil
-
-__all__ = ["Channel", "Lane", "Pending", "Retained"]
+__all__ = ["Channel", "Pending"]
 
 # A message of this size, in bytes, may go before the port has said what it takes.
 cdef Py_ssize_t UNANNOUNCED_BYTES = 1 << 18
@@ -86,15 +70,8 @@ cdef int MOST_WINDOW_MESSAGES = 8192
 # A sender that nobody makes wait looks this often, in ns, whether something has come.
 cdef int64_t LOOK_INTERVAL = 10_000_000
 
-# How many messages a channel retains at most. Part of the protocol: no more than a port remembers of one sender, or it
-# could not tell whether one that comes again is new.
-cdef enum:
-    MAX_RETAINED = 8192
-
 # While something is retained, somebody looks at least this often, in s, whether it is finished or the channel lost.
 cdef double TEND_INTERVAL = 0.05
-# Who waits for a lane to be finished looks this often, in ns, where its messages are now.
-cdef int64_t LANE_INTERVAL = 50_000_000
 cdef bytes NO_IDENTITY = bytes(IDENTITY_BYTES)
 
 # All channels of the process.
@@ -121,99 +98,6 @@ cdef uint32_t remaining_ms(int64_t deadline) noexcept nogil:
     if left < 1:
         return 1
     return <uint32_t>(left if left < <int64_t>NO_DEADLINE else <int64_t>NO_DEADLINE - 1)
-
-
-@cython.final
-cdef class Lane:
-    """What one client sends accepted to ``endpoint``: its order, and how much of it is not finished yet.
-
-    ``owner`` is its maker's, and is not looked at. Thread-safe.
-    """
-
-    def __init__(self, endpoint: str, owner: object = None):
-        self.endpoint = endpoint
-        self.owner = owner
-
-    @property
-    def unfinished(self) -> int:
-        """How many of the accepted messages are not known to be finished, wherever they are."""
-        return zc_read(&self.n_unfinished)
-
-    @property
-    def given_up(self) -> int:
-        """How many of the accepted messages nobody sends any more: they may have been executed, or not."""
-        return zc_read(&self.n_given_up)
-
-    @property
-    def barred(self) -> int:
-        """How many of them nothing new may overtake: while there are any nothing new is sent."""
-        return zc_read(&self.n_barred)
-
-    def wait(self, timeout: float | None = None) -> bool:
-        """Wait until all that was accepted is finished, or given up, or ``timeout`` seconds; return whether it is.
-
-        Drives the channel meanwhile. Any number of threads may do that.
-        """
-        cdef int64_t deadline = deadline_after(timeout)
-        cdef int64_t now
-        cdef Channel channel
-        while zc_read(&self.n_unfinished) > 0:
-            now = now_ns()
-            if now >= deadline:
-                return False
-            channel = self.channel
-            if channel is not None and channel.state <= STATE_OPEN and channel.shared.generation == fork_generation():
-                channel._await_finished(self, min(deadline, now + LANE_INTERVAL))
-            else:
-                time.sleep(min(0.005, (deadline - now) / 1e9))      # until it is sent again
-        return True
-
-    def __repr__(self) -> str:
-        return f"<Lane to {self.endpoint}, {self.unfinished} unfinished{', barred' if self.barred else ''}>"
-
-
-@cython.final
-@cython.freelist(256)
-@cython.no_gc       # refers to its lane only, and by that to who has made that: all of it lives until it is finished
-cdef class Retained:
-    """An accepted message that is not known to be finished. Belongs to one channel, or to who sends it again."""
-
-    def __dealloc__(self):
-        if self.packed:
-            parcel_close(&self.parcel)
-
-    @property
-    def in_lane(self) -> Lane:
-        """The lane that it was accepted for."""
-        return self.lane
-
-    @property
-    def order(self) -> int:
-        """Its place among the messages of its lane; not without gaps."""
-        return self.place
-
-    @property
-    def n_bytes(self) -> int:
-        """How long the message is, all parts together."""
-        return self.parcel.n_bytes
-
-    def give_up(self) -> None:
-        """Count it out: it will not be sent again. Only for who has been given it as undelivered, and once."""
-        if self.lane is not None:
-            zc_add(&self.lane.n_given_up, 1)
-            self.leave_lane()
-
-    cdef int64_t leave_lane(self) noexcept:
-        """Count it out; return how many of its lane are unfinished then."""
-        cdef Lane lane = self.lane
-        self.lane = None
-        if self.barring:
-            self.barring = False
-            zc_add(&lane.n_barred, -1)
-        return zc_add(&lane.n_unfinished, -1)
-
-    def __repr__(self) -> str:
-        return f"<Retained {self.place} of {self.lane!r}>"
 
 
 @cython.final
@@ -368,13 +252,10 @@ cdef class Channel:
         self.max_bytes = max_bytes
         self.max_buffers = max_buffers
         self.attention = attention
-        self.undelivered = undelivered
+        self.retention = Retention(window_messages, window_bytes, undelivered)
         self.senders = deque()
         self.acceptors = deque()
-        self.max_retained = min(window_messages, MAX_RETAINED)
         self.flushers = []
-        self.left_over = []
-        self.done = []
         self.pending = {}
         self.followers = {}
         self.finished = []
@@ -620,7 +501,7 @@ cdef class Channel:
                     # Overdue, but calls are outstanding: they have deadlines of their own.
                     return max(0.05, min((self.drain_deadline - now) / 1e9, self._tend_after(3600.0)))
             self.attended = self.loop_thread != 0
-            if not self.n_retained:
+            if not self.retention.n_messages:
                 self.tended = False
             elif self.loop_thread != PyThread_get_thread_ident():
                 return TEND_INTERVAL
@@ -630,12 +511,12 @@ cdef class Channel:
 
     cdef double _tend_after(self, double seconds) noexcept:
         """Return after how many seconds to attend again where ``seconds`` would do but for what is retained."""
-        return min(seconds, TEND_INTERVAL) if self.n_retained else seconds
+        return min(seconds, TEND_INTERVAL) if self.retention.n_messages else seconds
 
     cdef int _have_tended(self) except -1:
         """Something is retained: somebody has to take what the port says about it, even if nobody calls any more, and
         even if an event loop drives the channel, which may be closed at any time."""
-        if not self.tended and self.attention is not None and self.n_retained:
+        if not self.tended and self.attention is not None and self.retention.n_messages:
             self.tended = True
             self.attention(self)
         return 0
@@ -725,7 +606,7 @@ cdef class Channel:
         self.shared.enter()
         try:
             if self.state != STATE_CLOSED:
-                self._give_up_retained(self.sent_id + 1)
+                self.retention.give_up(self.sent_id + 1)
                 self.state = STATE_CLOSED
                 self._end_all(OUTCOME_CLOSED)
         finally:
@@ -750,7 +631,8 @@ cdef class Channel:
         return self.is_clean()
 
     cdef bint is_clean(self) noexcept:
-        return self.acked_id == self.sent_id and not self.pending and not self.senders and self.n_retained == 0
+        return self.acked_id == self.sent_id and self.retention.n_messages == 0 and not self.pending \
+            and not self.senders
 
     @property
     def led(self) -> bool:
@@ -786,10 +668,11 @@ cdef class Channel:
             "lost": self.n_lost, "window_waits": self.n_window_waits, "sent_bytes": self.sent_bytes,
             "received_bytes": self.n_received_bytes, "outstanding_calls": len(self.pending),
             "window_messages": self.sent_id - self.acked_id, "window_bytes": self.sent_bytes - self.acked_bytes,
-            "accepted": self.n_accepted, "sent_again": self.n_sent_again, "finished": self.n_finished,
-            "retained": self.n_retained,
-            "retained_bytes": self.retained_bytes, "retain_waits": self.n_retain_waits,
-            "undelivered": self.n_undelivered,
+            "accepted": self.retention.n_accepted, "sent_again": self.n_sent_again,
+            "finished": self.retention.n_finished,
+            "retained": self.retention.n_messages,
+            "retained_bytes": self.retention.n_bytes, "retain_waits": self.n_retain_waits,
+            "undelivered": self.retention.n_undelivered,
         }
 
     def __repr__(self) -> str:
@@ -891,8 +774,8 @@ cdef class Channel:
         The lock is held throughout, but for the time spent waiting.
         """
         if retained is not None and not retained.packed:
-            self._check_lane(pending.lane)      # now, not when its turn has come: others would stand behind it
-        if retained is not None and (self.acceptors or not self._may_retain(parcel.n_bytes)):
+            pending.lane.check()        # now, not when its turn has come: others would stand behind it
+        if retained is not None and (self.acceptors or not self.retention.has_room(parcel.n_bytes)):
             self.n_retain_waits += 1
             self._wait_in_turn(self.acceptors, parcel.n_bytes, pending.started, deadline if wait else 0, True)
         if self.senders or self.state != STATE_OPEN or not self._has_room(parcel.n_bytes):
@@ -921,14 +804,9 @@ cdef class Channel:
         """Hand ``parcel`` to libzmq under the next id. The connection is there, and room; the lock is held."""
         cdef size_t size = parcel.n_bytes
         cdef int code
-        cdef bint begins = retained is not None and not retained.packed
-        if begins:
-            self._check_lane(lane)
-            self._identify(parcel)
         parcel_set_id(parcel, self.sent_id + 1)
-        if begins:
-            parcel_share(&retained.parcel, parcel)
-            retained.packed = True
+        if retained is not None and not retained.packed:
+            self.retention.begin(retained, lane, parcel)
         code = parcel_send(parcel, self.shared.handle)
         if code != 0:
             if code != EAGAIN:
@@ -939,7 +817,8 @@ cdef class Channel:
         self.sent_id += 1
         self._record_sent(size)
         if retained is not None:
-            self._retain(retained, lane, size)
+            self.retention.add(retained, lane, self.sent_id)
+            lane.channel = self
         return 0
 
     cdef int _after_sending(self) except -1:
@@ -980,8 +859,8 @@ cdef class Channel:
                 return 0
             self.acked_id = ack
             self.acked_bytes = self.sent_bytes_at[ack % self.window_messages]
-            if self.barring:
-                self._unbar()
+            if self.retention.barring:
+                self.retention.unbar(ack)
             if self.senders:
                 self._wake_sender()
         return 0
@@ -1002,7 +881,7 @@ cdef class Channel:
         return 0
 
     cdef bint _fits(self, Pending turn) noexcept:
-        return self._may_retain(turn.size) if turn.retains else self._has_room(turn.size)
+        return self.retention.has_room(turn.size) if turn.retains else self._has_room(turn.size)
 
     cdef int _wait_in_turn(
         self, object queue, size_t size, int64_t started, int64_t deadline, bint retains,
@@ -1052,9 +931,9 @@ cdef class Channel:
             raise errors.Unreachable(f"{self.endpoint}: no connection within {waited:.3g} s")
         if retains:
             raise errors.Overloaded(
-                f"{self.endpoint} has not finished {self.n_retained} accepted messages of {self.retained_bytes}"
-                f" bytes (limits {self.max_retained} and {self.window_bytes}); gave up after {waited:.3g} s; this"
-                " message had not been sent")
+                f"{self.endpoint} has not finished {self.retention.n_messages} accepted messages of"
+                f" {self.retention.n_bytes} bytes (limits {self.retention.max_messages} and"
+                f" {self.retention.max_bytes}); gave up after {waited:.3g} s; this message had not been sent")
         raise errors.Overloaded(
             f"{self.endpoint} has taken nothing for too long: {self.sent_id - self.acked_id} messages and"
             f" {self.sent_bytes - self.acked_bytes} bytes are unacknowledged (limits {self.window_messages} and"
@@ -1062,160 +941,47 @@ cdef class Channel:
 
     # -- what is retained ----------------------------------------------------------------------------------
 
-    cdef int _may_retain(self, size_t size) noexcept:
-        return self.n_retained < self.max_retained and (
-            self.retained_bytes == 0 or self.retained_bytes + size <= self.window_bytes)
-
     cdef bint _may_accept(self, Lane lane, size_t size) noexcept:
         """Whether a new message can be accepted at once."""
-        return not self.acceptors and self._may_retain(size) and zc_read(&lane.n_barred) == 0
+        return not self.acceptors and self.retention.has_room(size) and not lane.is_barred()
 
     cdef int _let_next_go(self) except -1:
         """Whoever waited in turn has sent, or was refused when its turn came: then nobody else tells the next one."""
         self._wake_first(self.acceptors)
         return self._wake_first(self.senders)
 
-    cdef int _check_lane(self, Lane lane) except -1:
-        if zc_read(&lane.n_barred) > 0:
-            raise errors.Unreachable(
-                f"{self.endpoint}: {zc_read(&lane.n_barred)} accepted messages, from before a connection was lost or"
-                " replaced, go first; this one had not been sent")
-        return 0
-
-    cdef int _identify(self, Parcel *parcel) except -1:
-        """Give the message its identity: this channel's name, drawn when it is first needed, and the next number."""
-        while self.sender == 0:
-            self.sender = int.from_bytes(os.urandom(8), "little")
-        parcel_set_identity(parcel, self.sender, self.n_accepted + 1)
-        return 0
-
-    cdef int _retain(self, Retained retained, Lane lane, size_t size) except -1:
-        """``retained`` has just been sent, for the first time or again, maybe to another endpoint than before."""
-        if retained.lane is not lane:
-            zc_add(&lane.n_unfinished, 1)
-            if retained.lane is None:
-                self.n_accepted += 1
-            else:
-                self._count_out(retained)
-            retained.lane = lane
-            retained.place = zc_add(&lane.n_accepted, 1)
-        elif retained.barring:
-            retained.barring = False
-            zc_add(&lane.n_barred, -1)
-        lane.channel = self
-        retained.id = self.sent_id
-        if self.newest_retained is None:
-            self.oldest_retained = retained
-        else:
-            self.newest_retained.newer = retained
-        self.newest_retained = retained
-        self.n_retained += 1
-        self.retained_bytes += size
-        return 0
-
-    cdef Retained _pop_retained(self):
-        """Take out the oldest one; there is one."""
-        cdef Retained retained = self.oldest_retained
-        self.oldest_retained = retained.newer
-        retained.newer = None
-        if self.oldest_retained is None:
-            self.newest_retained = None
-        self.n_retained -= 1
-        self.retained_bytes -= retained.parcel.n_bytes
-        return retained
-
-    cdef int _count_out(self, Retained retained) except -1:
-        """Take ``retained`` out of its lane. Who made that may be freed with it: that is not done under the lock."""
-        cdef Lane lane = retained.lane
-        if retained.leave_lane() == 0:
-            self.done.append(lane)
-        return 0
-
     cdef int _finished_to(self, uint64_t id) except -1:
         """The port has finished everything up to ``id`` that was accepted."""
         if id > self.sent_id:
             self.n_garbage += 1             # what was never sent
             return 0
-        while self.oldest_retained is not None and self.oldest_retained.id <= id:
-            self.n_finished += 1
-            self._count_out(self._pop_retained())
+        self.retention.finish(id)
         if self.acceptors:
             self._wake_first(self.acceptors)
         if self.flushers:
             self._wake_flushers()
         return 0
 
-    cdef int _bar(self) except -1:
-        """The channel is being left, and another one may take its place before all has been taken."""
-        cdef Retained retained = self.oldest_retained
-        self.barring = True
-        while retained is not None:
-            if not retained.barring and retained.id > self.acked_id:
-                retained.barring = True
-                zc_add(&retained.lane.n_barred, 1)
-            retained = retained.newer
-        return 0
-
-    cdef int _unbar(self) except -1:
-        """Something more has been taken of what was sent before the channel was left."""
-        cdef Retained retained = self.oldest_retained
-        while retained is not None and retained.id <= self.acked_id:
-            if retained.barring:
-                retained.barring = False
-                zc_add(&retained.lane.n_barred, -1)
-            retained = retained.newer
-        return 0
-
-    cdef int _give_up_retained(self, uint64_t before) except -1:
-        """What was sent with an id below ``before`` is not finished, and this channel will not hear of it any more."""
-        while self.oldest_retained is not None and self.oldest_retained.id < before:
-            self._leave_over(self._pop_retained())
-        if self.acceptors:
-            self._wake_first(self.acceptors)
-        return 0
-
-    cdef bint _give_up_one(self, uint64_t id) except -1:
-        """The port has refused message ``id``; return whether it is one that is retained."""
-        cdef Retained before = None, retained = self.oldest_retained
-        while retained is not None and retained.id < id:
-            before, retained = retained, retained.newer
-        if retained is None or retained.id != id:
-            return False
-        if before is None:
-            self._pop_retained()
-        else:
-            before.newer = retained.newer
-            retained.newer = None
-            if self.newest_retained is retained:
-                self.newest_retained = before
-            self.n_retained -= 1
-            self.retained_bytes -= retained.parcel.n_bytes
-        self._leave_over(retained)
-        return True
-
-    cdef int _leave_over(self, Retained retained) except -1:
-        self.n_undelivered += 1
-        if not retained.barring:
-            retained.barring = True
-            zc_add(&retained.lane.n_barred, 1)
-        self.left_over.append(retained)
-        return 0
-
     cdef int _wake_flushers(self) except -1:
         cdef Pending op
         for op in self.flushers:
-            if op.outcome == OUTCOME_WAITING and (
-                    self.state > STATE_OPEN or zc_read(&op.lane.n_unfinished) == 0):
+            if op.outcome == OUTCOME_WAITING and (self.state > STATE_OPEN or op.lane.is_finished()):
                 self._finish(op, OUTCOME_DONE)
         return 0
 
-    cdef int _await_finished(self, Lane lane, int64_t deadline) except -1:
-        """Drive the channel until the lane has nothing unfinished, the channel is lost, or the deadline."""
+    def await_finished(self, Lane lane not None, timeout: float) -> bool:
+        """Drive the channel until all of ``lane`` is finished, the channel is lost, or ``timeout`` seconds.
+
+        Return whether it could be driven: False, at once, if it is lost or closed already, or the parent's.
+        """
         cdef Pending op
+        cdef int64_t deadline = deadline_after(timeout)
+        if self.state > STATE_OPEN or self.shared.generation != fork_generation():
+            return False
         self.shared.enter()
         try:
             self._drain()
-            if self.state <= STATE_OPEN and zc_read(&lane.n_unfinished) > 0:
+            if self.state <= STATE_OPEN and not lane.is_finished():
                 op = Pending.__new__(Pending)
                 op.channel = self
                 op.lane = lane
@@ -1226,7 +992,7 @@ cdef class Channel:
                     self.flushers.remove(op)
         finally:
             self._unlock()
-        return 0
+        return True
 
     # -- waiting: leader and followers -------------------------------------------------------------------
 
@@ -1359,15 +1125,15 @@ cdef class Channel:
         """Release the lock; then do what must not happen under it: callbacks, and closing the socket."""
         cdef bint close_now = self.state == STATE_CLOSED and self.inside == 0 and self.shared.handle != NULL
         cdef list finished = self.finished
-        cdef list left_over = self.left_over
+        cdef list left_over = self.retention.left_over
         cdef Wakes owed
         on_clean = done = None
         if finished:
             self.finished = []
         if left_over:
-            self.left_over = []
-        if self.done:
-            done, self.done = self.done, []
+            self.retention.left_over = []
+        if self.retention.done:
+            done, self.retention.done = self.retention.done, []
         if self.on_clean is not None and (self.state > STATE_OPEN or self.is_clean()):
             on_clean, self.on_clean = self.on_clean, None
         if close_now:
@@ -1381,7 +1147,7 @@ cdef class Channel:
                 wakes_pay(&owed)
         release_sent_buffers()
         if left_over:
-            _hand_over(self, left_over)
+            self.retention.hand_over(left_over)
         if close_now:
             self.shared.close_socket()
         if finished:
@@ -1438,7 +1204,7 @@ cdef class Channel:
         if header.kind == KIND_REPLY or header.kind == KIND_ERROR or header.kind == KIND_PONG:
             pending = self.pending.pop(header.id, None)
             if pending is None:
-                if header.kind == KIND_ERROR and self._give_up_one(header.id):
+                if header.kind == KIND_ERROR and self.retention.give_up_one(header.id):
                     pass        # refused: the port had said goodbye before it came
                 elif header.kind != KIND_PONG:
                     self.n_late += 1
@@ -1454,7 +1220,7 @@ cdef class Channel:
         elif header.kind == KIND_GOODBYE:
             self.goodbye = True
             self.parted = False
-            self._bar()
+            self.retention.bar(self.acked_id)
             for waiting in (self.senders, self.acceptors):
                 while waiting:
                     # They go elsewhere.
@@ -1501,7 +1267,8 @@ cdef class Channel:
             self.n_garbage += 1
             return 0
         # Even what was taken: the port counts what is finished for each connection anew.
-        self._give_up_retained(first)
+        self.retention.give_up(first)
+        self._wake_first(self.acceptors)
         self.instance = bytes(envelope.body[:16])
         if envelope.header.body_bytes >= 28:
             self.max_bytes = min(self.max_bytes, int.from_bytes(envelope.body[16:24], "little"))
@@ -1584,7 +1351,7 @@ cdef class Channel:
     cdef int _lose(self, str reason) except -1:
         """The connection has gone: everything outstanding has failed."""
         # First: once another channel can take its place, what was sent here bars the way.
-        self._give_up_retained(self.sent_id + 1)
+        self.retention.give_up(self.sent_id + 1)
         self.state = STATE_LOST
         self.lost_reason = reason
         self.n_lost += self.sent_id - self.acked_id
@@ -1771,21 +1538,6 @@ cdef class Channel:
         if pending.outcome == OUTCOME_CLOSED:
             raise errors.Closed(f"channel to {self.endpoint} was closed before the reply came")
         raise errors.Closed(f"request {pending.id} to {self.endpoint} was cancelled")
-
-
-cdef int _hand_over(Channel channel, list left_over) except -1:
-    """Give what a channel has left undelivered to who sends it again."""
-    cdef Retained retained
-    if channel.undelivered is not None:
-        try:
-            channel.undelivered(left_over)
-            return 0
-        except BaseException as exc:
-            PyErr_SetObject(type(exc), exc)
-            PyErr_WriteUnraisable(channel.undelivered)
-    for retained in left_over:
-        retained.give_up()
-    return 0
 
 
 cdef int _run_callbacks(list finished) except -1:

@@ -2,7 +2,8 @@
 
 from libc.stdint cimport int64_t, uint64_t
 
-from zmqcore._channel cimport Channel, Lane
+from zmqcore._channel cimport Channel
+from zmqcore._retention cimport Lane
 from zmqcore._table cimport Slot, Table
 
 cdef class ChannelPool:

@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from zmqcore import errors
-from zmqcore._channel import Lane, Retained
 from zmqcore._pool import ChannelPool
+from zmqcore._retention import Lane, Retained
 
 __all__ = ["Destination", "Redelivery", "is_finished", "wait_until_finished"]
 

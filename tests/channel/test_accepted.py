@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from zmqcore import errors
-from zmqcore._channel import Channel, Lane, Retained
+from zmqcore._channel import Channel
+from zmqcore._retention import Lane, Retained
 
 LONG = 20.0
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 
 from zmqcore import errors
-from zmqcore._channel import Lane
+from zmqcore._retention import Lane
 from zmqcore.node import Node
 from zmqcore.rpc.forked import renew_in_child
 

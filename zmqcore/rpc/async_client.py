@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Self, TypeGuard, TypeVar
 
 from zmqcore import errors
-from zmqcore._channel import Lane
+from zmqcore._retention import Lane
 from zmqcore.matchmaker import Member, Membership
 from zmqcore.redelivery import is_finished
 from zmqcore.rpc import deadline as deadlines

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, Self
 
-from zmqcore._channel import Lane
+from zmqcore._retention import Lane
 from zmqcore.matchmaker import Member, Membership
 from zmqcore.node import Node, default_node
 from zmqcore.rpc.accepted import OneMember

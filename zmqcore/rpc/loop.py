@@ -14,8 +14,9 @@ from functools import partial
 from typing import Any, TypeVar
 
 from zmqcore import errors
-from zmqcore._channel import Channel, Lane, Pending
+from zmqcore._channel import Channel, Pending
 from zmqcore._frame import Envelope
+from zmqcore._retention import Lane
 from zmqcore.node import Node
 from zmqcore.rpc.deadline import check_time, time_left
 from zmqcore.rpc.handover import in_thread, on_loop
