@@ -12,7 +12,7 @@ import zmq
 
 from zmqcore import errors
 from zmqcore._frame import Envelope, pack
-from zmqcore._port import Port
+from zmqcore._port import Port, Request
 
 LIMIT = 30.0
 """How long, in seconds, anything may take before a test gives up: a hang, not a promise about speed."""
@@ -43,6 +43,27 @@ def open_port(context: zmq.Context[zmq.Socket[bytes]]) -> Iterator[Callable[...,
 @pytest.fixture
 def port(open_port: Callable[..., Port]) -> Port:
     return open_port()
+
+
+@pytest.fixture
+def held(port: Port) -> Iterator[list[Request]]:
+    """The requests that came to ``port``, received on a thread, neither answered nor finished."""
+    requests: list[Request] = []
+
+    def run() -> None:
+        try:
+            while True:
+                requests.extend(port.receive())
+        except errors.Closed:
+            return
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    yield requests
+    port.close()
+    thread.join(LIMIT)
+    assert not thread.is_alive()
+    requests.clear()
 
 
 @pytest.fixture

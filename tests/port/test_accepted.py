@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import struct
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from zmqcore import errors
 from zmqcore._frame import pack
 from zmqcore._port import Port, Request
 
@@ -45,26 +43,6 @@ def finished_within(client: Any, ms: int = 250) -> int:
         if envelope.kind == "ack":
             highest = max(highest, envelope.id)
     return highest
-
-
-@pytest.fixture
-def held(port: Port) -> Iterator[list[Request]]:
-    """The requests that came to ``port``, received on a thread and not finished."""
-    requests: list[Request] = []
-
-    def run() -> None:
-        try:
-            while True:
-                requests.extend(port.receive())
-        except errors.Closed:
-            return
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    yield requests
-    port.close()
-    thread.join(LIMIT)
-    requests.clear()
 
 
 def test_taken_is_not_finished(

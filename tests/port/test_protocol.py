@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -10,31 +9,10 @@ from typing import Any
 import pytest
 import zmq
 
-from zmqcore import errors
 from zmqcore._frame import Envelope, pack
 from zmqcore._port import Port, Request
 
 LIMIT = 30.0
-
-
-@pytest.fixture
-def held(port: Port) -> Any:
-    """The requests that came to ``port``, received on a thread and not answered."""
-    requests: list[Request] = []
-
-    def run() -> None:
-        try:
-            while True:
-                requests.extend(port.receive())
-        except errors.Closed:
-            return
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    yield requests
-    port.close()
-    thread.join(LIMIT)
-    requests.clear()
 
 
 @pytest.mark.usefixtures("held")
