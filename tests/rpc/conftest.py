@@ -13,30 +13,19 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import waiting_support
+from waiting_support import PATIENCE
 
 import zmqcore
 from zmqcore import Client, Node, Server, Topic
 
-#: Far above what anything here takes. Nothing is asserted about time; this only ends a test that hangs.
-PATIENCE = 30.0
-
 _PEER = Path(__file__).parent / "peer.py"
 _ROOT = Path(zmqcore.__file__).parent.parent
-
-
-def wait_until(condition: Callable[[], Any], what: str = "") -> None:
-    """Return once ``condition()`` holds; fail the test if it does not within PATIENCE."""
-    give_up = time.monotonic() + PATIENCE
-    while not condition():
-        if time.monotonic() > give_up:
-            pytest.fail(f"has not happened in {PATIENCE:g} s: {what or condition}")
-        time.sleep(0.005)
 
 
 class Running:
@@ -225,7 +214,7 @@ def uvloop() -> Any:
 @pytest.fixture
 def until() -> Callable[..., None]:
     """``until(condition)`` returns once it holds, and fails the test if it never does."""
-    return wait_until
+    return waiting_support.until
 
 
 @pytest.fixture

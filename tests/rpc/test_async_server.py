@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting_support import PATIENCE, eventually
+from waiting_support import until as wait_until
 
 from zmqcore import (
     AsyncClient,
@@ -33,17 +35,6 @@ Until = Callable[..., None]
 Running = Callable[..., Any]
 Peers = Callable[..., Any]
 MakeNode = Callable[..., Node]
-
-PATIENCE = 30.0
-
-
-async def until(condition: Callable[[], Any], what: str = "") -> None:
-    """Return once ``condition()`` holds; fail the test if it never does."""
-    give_up = time.monotonic() + PATIENCE
-    while not condition():
-        if time.monotonic() > give_up:
-            pytest.fail(f"has not happened in {PATIENCE:g} s: {what or condition}")
-        await asyncio.sleep(0.005)
 
 
 class Work:
@@ -158,7 +149,7 @@ def test_what_it_tells_about_itself(pair: Pair) -> None:
         work = Work()
         async with pair.server(work) as server, pair.client() as client:
             waiting = [client.submit("wait") for _ in range(3)]
-            await until(lambda: work.entered == 3)
+            await eventually(lambda: work.entered == 3)
             stats = await client.call("zmqcore.stats")
             assert stats["tasks"] == 3
             assert stats["pid"] == os.getpid()
@@ -290,7 +281,7 @@ def test_max_concurrency_is_kept(pair: Pair) -> None:
         work = Work()
         async with pair.server(work, max_concurrency=3, queue_size=1) as server, pair.client() as client:
             calls = [client.submit("wait", number) for number in range(100)]
-            await until(lambda: work.entered == 3)
+            await eventually(lambda: work.entered == 3)
             # A connection that comes now makes the descriptor readable, and it stays so.
             late = AsyncClient("t", node=pair.here, timeout=PATIENCE).submit("wait", "late")
             await asyncio.sleep(0.1)
@@ -314,8 +305,7 @@ def test_windows_fill_when_it_reads_no_more(peers: Peers, make_node: MakeNode) -
             client.cast("count", "x", 0.0005)
         (channel,) = node.pool.channels()
         assert channel.stats()["window_waits"] > 0
-        while client.call("counted", "x") != 2000:
-            time.sleep(0.01)
+        wait_until(lambda: client.call("counted", "x") == 2000)
 
 
 def test_a_fast_caster_and_a_loop_that_has_other_work(pair: Pair, running: Running) -> None:
@@ -349,12 +339,12 @@ def test_stop_drains(pair: Pair) -> None:
         server = await pair.server(work).start()
         client = pair.client()
         calls = [client.submit("wait", number) for number in range(20)]
-        await until(lambda: work.entered == 20)
+        await eventually(lambda: work.entered == 20)
         for number in range(20):
             await client.cast("note", number)
         stopping = [asyncio.create_task(server.stop()) for _ in range(3)]
         waiting = asyncio.create_task(server.wait())
-        await asyncio.sleep(0.2)
+        await eventually(lambda: not server.running and len(work.noted) == 20)
         assert not any(task.done() for task in (*stopping, waiting))
         with pytest.raises(RuntimeError, match="stopped"):
             await server.start()
@@ -375,7 +365,7 @@ def test_stop_gives_up_in_the_end(pair: Pair) -> None:
         server = await pair.server(work).start()
         client = pair.client()
         call = client.submit("wait")
-        await until(lambda: work.entered)
+        await eventually(lambda: work.entered)
         assert await server.stop(timeout=0.2) is False
         assert work.cancelled == 1
         with pytest.raises((RemoteError, PeerLost)):
@@ -390,7 +380,7 @@ def test_stop_without_draining(pair: Pair) -> None:
         server = await pair.server(work, max_concurrency=5).start()
         client = pair.client()
         calls = [client.submit("wait") for _ in range(20)]
-        await until(lambda: work.entered == 5)
+        await eventually(lambda: work.entered == 5)
         await server.stop(drain=False)
         outcomes = await asyncio.gather(*calls, return_exceptions=True)
         assert {type(outcome) for outcome in outcomes} <= {RemoteError, PeerLost}
@@ -407,19 +397,21 @@ def test_a_handler_that_will_not_be_cancelled(pair: Pair) -> None:
                 await asyncio.sleep(0.05)
             except asyncio.CancelledError:
                 continue
+        left.append(1)
 
     entered: list[int] = []
+    left: list[int] = []
     released = threading.Event()
 
     async def main() -> None:
         server = await pair.server({"stubborn": stubborn}).start()
         call = pair.client().submit("stubborn")
-        await until(lambda: entered)
+        await eventually(lambda: entered)
         assert await asyncio.wait_for(server.stop(timeout=0.1), PATIENCE) is False
         with pytest.raises(PeerLost):
             await call
         released.set()
-        await asyncio.sleep(0.1)
+        await eventually(lambda: left)
 
     asyncio.run(main())
 
@@ -429,9 +421,9 @@ def test_stop_is_cancelled(pair: Pair) -> None:
         work = Work()
         server = await pair.server(work).start()
         call = pair.client().submit("wait", 1)
-        await until(lambda: work.entered)
+        await eventually(lambda: work.entered)
         stopping = asyncio.create_task(server.stop())
-        await asyncio.sleep(0.2)
+        await eventually(lambda: not server.running)
         stopping.cancel()
         with pytest.raises(asyncio.CancelledError):
             await stopping
@@ -551,9 +543,9 @@ def test_close_on_another_thread_drains(pair: Pair) -> None:
         work = Work()
         server = await pair.server(work).start()
         call = pair.client().submit("wait", "result")
-        await until(lambda: work.entered)
+        await eventually(lambda: work.entered)
         closing = asyncio.create_task(asyncio.to_thread(pair.here.close))
-        await asyncio.sleep(0.2)
+        await eventually(lambda: not server.running)
         assert not closing.done()
         work.gate.set()
         assert await call == "result"
@@ -597,7 +589,7 @@ def test_close_at_the_end_of_main(pair: Pair, running_tasks: bool) -> None:
         work = Work()
         await pair.server(work).start()
         call = pair.client().submit("wait")
-        await until(lambda: work.entered)
+        await eventually(lambda: work.entered)
         if not running_tasks:
             work.gate.set()
             await call
@@ -623,7 +615,7 @@ def test_close_after_its_loop(pair: Pair, closed: bool) -> None:
 
 def test_close_while_the_loop_is_blocked(pair: Pair, running: Running) -> None:
     """A plain handler blocks for longer than close() may take: it says so, and the rest is done later."""
-    gate, entered = threading.Event(), threading.Event()
+    started, gate, entered = threading.Event(), threading.Event(), threading.Event()
 
     def block() -> None:
         entered.set()
@@ -631,9 +623,12 @@ def test_close_while_the_loop_is_blocked(pair: Pair, running: Running) -> None:
 
     async def main() -> None:
         server = await pair.server({"block": block}).start()
+        started.set()
         await server.wait()
 
     serving = running(asyncio.run, main())
+    # It can be called before start() has returned, and would then be closed while it starts.
+    assert started.wait(PATIENCE)
     client = Client("t", node=pair.there, timeout=PATIENCE, discovery_timeout=PATIENCE)
     call = client.submit("block")
     assert entered.wait(PATIENCE)
@@ -670,7 +665,7 @@ def test_uvloop(pair: Pair, uvloop: Any) -> None:
         async with pair.server(work, max_concurrency=5), pair.client() as client:
             assert await asyncio.gather(*(client.call("echo", n) for n in range(300))) == list(range(300))
             calls = [client.submit("wait", n) for n in range(20)]
-            await until(lambda: work.entered == 5)
+            await eventually(lambda: work.entered == 5)
             work.gate.set()
             assert await asyncio.gather(*calls) == list(range(20))
 

@@ -7,12 +7,12 @@ import contextlib
 import os
 import random
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError
 from typing import Any
 
 import pytest
+from waiting_support import PATIENCE, eventually
 
 from zmqcore import AsyncClient, AsyncServer, Client, Node, RemoteError, Server
 from zmqcore.rpc import loop as loops
@@ -23,17 +23,8 @@ Connect = Callable[..., Client]
 Until = Callable[..., None]
 MakeNode = Callable[..., Node]
 
-PATIENCE = 30.0
 #: How many calls the storm has; ``ZMQCORE_STORM=100000`` for the whole of it.
 STORM = int(os.environ.get("ZMQCORE_STORM", "6000"))
-
-
-async def until(condition: Callable[[], Any], what: str = "") -> None:
-    give_up = time.monotonic() + PATIENCE
-    while not condition():
-        if time.monotonic() > give_up:
-            pytest.fail(f"has not happened in {PATIENCE:g} s: {what or condition}")
-        await asyncio.sleep(0.005)
 
 
 class Steps:
@@ -98,16 +89,16 @@ def test_a_coroutine_is_interrupted(make_node: MakeNode, registry: str) -> None:
             AsyncClient("t", node=make_node(registry), timeout=None) as client,
         ):
             tasks = [client.submit("wait", name) for name in "abc"]
-            await until(lambda: len(steps.begun) == 3)
+            await eventually(lambda: len(steps.begun) == 3)
             tasks[1].cancel()
-            await until(lambda: steps.interrupted)
+            await eventually(lambda: steps.interrupted)
             assert steps.interrupted == ["b"]
             assert server.stats()["tasks"] == 2
             assert server.stats()["port"]["cancelled"] == 1
             assert server.stats()["failed"] == 0
             for task in tasks:
                 task.cancel()
-            await until(lambda: not server.stats()["tasks"])
+            await eventually(lambda: not server.stats()["tasks"])
             assert await client.call("echo", 1) == 1
             stats = server.stats()["port"]
             assert (stats["calls"], stats["replies"], stats["cancelled"]) == (4, 1, 3)
@@ -125,10 +116,10 @@ def test_what_a_coroutine_makes_of_it_is_its_own(
             AsyncClient("t", node=make_node(registry), timeout=PATIENCE) as client,
         ):
             tasks = [client.submit("stubborn", "s"), client.submit("clumsy", "c")]
-            await until(lambda: len(steps.begun) == 2)
+            await eventually(lambda: len(steps.begun) == 2)
             for task in tasks:
                 task.cancel()
-            await until(lambda: not server.stats()["tasks"])
+            await eventually(lambda: not server.stats()["tasks"])
             assert steps.ended == ["s"]
             assert [record.message for record in caplog.records if record.levelname == "ERROR"] == [
                 "call 'clumsy' raised"
@@ -149,12 +140,12 @@ def test_a_server_with_no_room_for_more_still_hears_it(make_node: MakeNode, regi
             AsyncClient("t", node=make_node(registry), timeout=PATIENCE) as client,
         ):
             running = client.submit("wait", "running")
-            await until(lambda: steps.begun)
+            await eventually(lambda: steps.begun)
             others = [client.submit("wait", number, 0.0) for number in range(100)]
-            await until(lambda: server.stats()["port"]["set_aside"])
+            await eventually(lambda: server.stats()["port"]["set_aside"])
             others[50].cancel()
             running.cancel()
-            await until(lambda: steps.interrupted)
+            await eventually(lambda: steps.interrupted)
             results = await asyncio.gather(*others, return_exceptions=True)
             assert isinstance(results.pop(50), asyncio.CancelledError)
             assert results == [*range(50), *range(51, 100)]
@@ -226,9 +217,9 @@ def test_draining_does_not_wait_for_what_was_cancelled(make_node: MakeNode, regi
         server = await AsyncServer("t", steps, node=make_node(registry)).start()
         async with AsyncClient("t", node=make_node(registry), timeout=None) as client:
             task = client.submit("wait", "x")
-            await until(lambda: steps.begun)
+            await eventually(lambda: steps.begun)
             stopping = asyncio.create_task(server.stop(timeout=PATIENCE))
-            await asyncio.sleep(0.05)
+            await eventually(lambda: not server.running)
             task.cancel()
             assert await stopping
             assert steps.interrupted == ["x"]
@@ -263,12 +254,15 @@ def test_a_storm(peers: Peers, node: Node) -> None:
         stats = channel.stats()
         assert stats["calls"] == stats["replies"] + stats["cancelled"]
         assert (stats["outstanding_calls"], stats["timeouts"], stats["lost"]) == (0, 0, 0)
+
         # Every call was answered or given up, at the server as here; what crossed on the way came late.
-        for _ in range(1000):
+        def settled() -> bool:
+            nonlocal port
             port = peer.ask("stats")["port"]
-            if port["calls"] == port["replies"] + port["cancelled"]:
-                break
-            await asyncio.sleep(0.01)
+            return bool(port["calls"] == port["replies"] + port["cancelled"])
+
+        port: dict[str, int] = {}
+        await eventually(settled)
         assert port["calls"] == stats["calls"] == port["replies"] + port["cancelled"]
         channel.look()
         assert channel.stats()["late_replies"] == port["replies"] - stats["replies"]

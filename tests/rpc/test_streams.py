@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
+from waiting_support import PATIENCE, eventually
 
 from zmqcore import (
     AsyncClient,
@@ -34,7 +35,6 @@ Connect = Callable[..., Client]
 Until = Callable[..., None]
 MakeNode = Callable[..., Node]
 
-PATIENCE = 30.0
 #: What the server may send ahead of what has been taken.
 CREDIT = 32
 
@@ -42,14 +42,6 @@ CREDIT = 32
 KINDS = pytest.mark.parametrize(
     "options", [{"workers": 2}, {"workers": 0}, {"async": True}], ids=["threads", "inline", "async"]
 )
-
-
-async def eventually(condition: Callable[[], Any]) -> None:
-    give_up = time.monotonic() + PATIENCE
-    while not condition():
-        if time.monotonic() > give_up:
-            pytest.fail(f"has not happened in {PATIENCE:g} s: {condition}")
-        await asyncio.sleep(0.005)
 
 
 @pytest.fixture
@@ -108,13 +100,15 @@ def test_the_server_stays_no_further_ahead_than_it_was_granted(
 
 @KINDS
 def test_a_slow_consumer_costs_neither_side_memory(
-    peers: Peers, client: Client, options: dict[str, Any]
+    peers: Peers, client: Client, until: Until, options: dict[str, Any]
 ) -> None:
     """Arrays of 1 MiB, without end, to somebody who takes none for a while: 32 of them are under way."""
     peers("t", **options)
     with client.call("numbers", 10**9, 1 << 20) as stream:
         assert len(next(stream)) == 1 << 20
-        time.sleep(0.5)
+        (channel,) = client._node.pool.channels()
+        until(lambda: channel.look() or channel.stats()["items"] >= CREDIT)
+        assert channel.ping(PATIENCE)
         assert [len(item) for item in itertools.islice(stream, 50)] == [1 << 20] * 50
     assert client.call("max_rss") < 400 << 20
     assert client.call("counted", "produced") < 100
@@ -165,13 +159,14 @@ def test_what_the_generator_raises_comes_behind_its_items(
 
 @KINDS
 def test_a_server_that_is_killed(
-    peers: Peers, client: Client, running: Callable[..., Any], options: dict[str, Any]
+    peers: Peers, client: Client, running: Callable[..., Any], until: Until, options: dict[str, Any]
 ) -> None:
     peer = peers("t", **options)
     stream = client.call("slowly", 0.01)
     assert [next(stream), next(stream)] == [0, 1]
     taking = running(lambda: list(stream))
-    time.sleep(0.05)
+    (channel,) = client._node.pool.channels()
+    until(lambda: channel.stats()["items"] > 4)
     peer.kill()
     assert isinstance(taking.join(), PeerLost)
     assert list(stream) == []
@@ -228,11 +223,14 @@ def test_an_item_that_does_not_come_in_time_ends_it(
 
 
 @KINDS
-def test_draining_waits_for_open_streams(peers: Peers, client: Client, options: dict[str, Any]) -> None:
+def test_draining_waits_for_open_streams(
+    peers: Peers, client: Client, until: Until, options: dict[str, Any]
+) -> None:
     peer = peers("t", **options)
     stream = client.call("numbers", 200)
+    (channel,) = client._node.pool.channels()
     peer.tell("stop", True, PATIENCE)
-    time.sleep(0.3)
+    until(lambda: channel.look() or not channel.usable, "the goodbye")
     assert list(stream) == list(range(200))
     assert peer.hear() is True
 
@@ -394,8 +392,7 @@ def test_a_loop_that_takes_slowly(peers: Peers, node: Node, options: dict[str, A
                 assert channel.stats()["items"] == CREDIT
                 assert await anext(stream) == 0
             await eventually(lambda: channel.clean)
-            while not await client.call("counted", "closed"):
-                await asyncio.sleep(0.01)
+            await eventually(lambda: client.call("counted", "closed"))
             assert await client.call("counted", "produced") <= CREDIT + 1
 
     asyncio.run(main())
@@ -413,14 +410,12 @@ def test_cancelling_who_waits_for_an_item(peers: Peers, node: Node) -> None:
             assert stream.closed
             (channel,) = node.pool.channels()
             await eventually(lambda: channel.clean)
-            while peer.ask("stats")["tasks"]:
-                await asyncio.sleep(0.01)
+            await eventually(lambda: not peer.ask("stats")["tasks"])
             stream = await client.call("slowly", 0.2)
             stream.timeout = 0.05
             with pytest.raises(DeadlineExceeded):
                 [item async for item in stream]
-            while peer.ask("stats")["tasks"]:
-                await asyncio.sleep(0.01)
+            await eventually(lambda: not peer.ask("stats")["tasks"])
 
     asyncio.run(main())
 
@@ -492,8 +487,11 @@ def test_on_uvloop(peers: Peers, node: Node, uvloop: Any, method: str) -> None:
             assert totals == [sum(range(500))] * 10
             async with await client.call(method, 10**9) as stream:
                 assert await anext(stream) == 0
-            while await client.call("counted", "closed") != 11:
-                await asyncio.sleep(0.01)
+
+            async def all_closed() -> bool:
+                return await client.call("counted", "closed") == 11
+
+            await eventually(all_closed)
 
     async def total(stream: AsyncStream) -> int:
         return sum([item async for item in stream])
