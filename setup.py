@@ -18,7 +18,11 @@ from setuptools import Extension, setup
 
 ASAN, TRACE, WERROR = (os.environ.get(f"ZMQCORE_{name}") == "1" for name in ("ASAN", "TRACE", "WERROR"))
 
-MODULES = ["_libzmq", "_frame", "_socket", "_retention", "_channel", "_table", "_pool", "_port", "_body"]
+MODULES = [
+    *("_libzmq", "_frame", "_socket", "_body"),
+    *("_retention", "_channel", "_table", "_pool"),
+    *("_duplicates", "_request", "_port"),
+]
 
 # Windows is not supported. There only the Python files are installed: importing them says so, and what is missing.
 SUPPORTED = sys.platform != "win32"

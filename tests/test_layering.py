@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[1]
 BASE = ["errors", "_version"]
 SOCKET = [*BASE, "_libzmq", "_frame", "_socket"]
 CHANNEL = [*SOCKET, "_retention", "_channel"]
+PORT = [*SOCKET, "_duplicates", "_request", "_port"]
 LAYERS: dict[str, list[str]] = {
     "_version": [],
     "errors": [],
@@ -31,7 +32,9 @@ LAYERS: dict[str, list[str]] = {
     "_socket": [*BASE, "_libzmq"],
     "_retention": [*SOCKET],
     "_channel": [*SOCKET, "_retention"],
-    "_port": [*SOCKET],
+    "_duplicates": [*SOCKET],
+    "_request": [*SOCKET, "_duplicates"],
+    "_port": [*SOCKET, "_duplicates", "_request"],
     "_table": [*CHANNEL],
     "_pool": [*CHANNEL, "_table"],
     # value types, and what knows nothing of sockets
@@ -47,9 +50,9 @@ LAYERS: dict[str, list[str]] = {
 }
 VALUES = [*BASE, "topic", "endpoint", "runtime_dir"]
 LAYERS["matchmaker"] = VALUES
-LAYERS["node"] = [*VALUES, "codec", "matchmaker", "attendant", "redelivery", *CHANNEL, "_port", "_pool"]
+LAYERS["node"] = [*VALUES, "codec", "matchmaker", "attendant", "redelivery", *CHANNEL, *PORT, "_pool"]
 LAYERS["rpc"] = [*VALUES, "codec", "matchmaker", "node", "redelivery", "_frame", "_retention", "_channel"]
-LAYERS["rpc"] += ["_port", "_pool"]
+LAYERS["rpc"] += ["_request", "_port", "_pool"]
 LAYERS["router"] = LAYERS["node"] + ["node"]
 # The package itself only gathers the public names.
 LAYERS[""] = [*VALUES, "codec", "matchmaker", "node", "rpc"]
@@ -58,7 +61,8 @@ BELOW = [*LAYERS]
 LAYERS["oslo"] = BELOW
 LAYERS["cli"] = [*BELOW, "router"]
 
-CORE = ["_libzmq", "_frame", "_socket", "_retention", "_channel", "_port", "_table", "_pool"]
+CORE = ["_libzmq", "_frame", "_socket", "_retention", "_channel", "_table", "_pool"]
+CORE += ["_duplicates", "_request", "_port"]
 COMPILED = [*CORE, "_body"]
 
 # room -> imported names (fnmatch) it promises not to need, at any depth of the file.

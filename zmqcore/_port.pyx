@@ -32,6 +32,7 @@ from libc.stddef cimport size_t
 from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memcmp, memcpy
 
+from zmqcore._duplicates cimport Sender, Senders
 from zmqcore._frame cimport (
     FLAG_FLOW, FLAG_IDENTIFIED, HEADER_BYTES, INITIAL_CREDIT, KIND_ACK, KIND_CALL, KIND_CANCEL, KIND_CAST,
     KIND_CREDIT, KIND_ERROR, KIND_FANOUT, KIND_GOODBYE, KIND_HELLO, KIND_ITEM, KIND_PING, KIND_PONG, KIND_REPLY,
@@ -39,6 +40,7 @@ from zmqcore._frame cimport (
     parcel_send, parcel_set_ack, parse_header, part_take, release_sent_buffers, sent_buffers_held,
 )
 from zmqcore._libzmq cimport ZMQ_DONTWAIT, ZMQ_SNDMORE, libzmq, raise_errno, zc_msg_t
+from zmqcore._request cimport ACK_MESSAGES, Answerer, Peer, Request
 from zmqcore._socket cimport (
     NEVER, SharedSocket, Waiter, coarse_now_ns, deadline_after, fork_generation, limit_silence, now_ns, waiter_borrow,
     waiter_return,
@@ -46,19 +48,10 @@ from zmqcore._socket cimport (
 
 from zmqcore import errors
 
-__all__ = ["Port", "Request"]
-
-# Part of the protocol: a sender's window should be larger than this, or it waits for the acknowledgement that
-# comes when the port goes to sleep.
-cdef enum:
-    ACK_MESSAGES = 256
-    ACK_BYTES = 1 << 20
+__all__ = ["Port"]
 
 cdef int64_t ACK_CALLS_AFTER = 100_000_000      # ns; below the time that anybody drains for
-# A sender that has sent nothing for so long, in ns, is forgotten, and so are the longest silent ones beyond this
-# number.
-cdef int64_t SENDER_KEPT = 600_000_000_000
-cdef Py_ssize_t SENDERS_KEPT = 4096
+cdef int64_t SENDER_KEPT = 600_000_000_000      # ns; a sender of identities that is silent for so long is forgotten
 cdef int64_t PROBE_AFTER = 1_000_000_000        # ns; who waits for credit so long asks whether the peer is there
 cdef int64_t LOOK_INTERVAL = 10_000_000         # ns; a stream on the receiving thread looks so often for its cancel
 # A peer is busy for so long, in ns, after each message whose number is a multiple of this power of 2.
@@ -75,150 +68,7 @@ cdef inline bint _is_accepted(const Header *header) noexcept nogil:
 
 
 @cython.final
-cdef class Sender:
-    """Which messages of one sender have come, and which are finished: a ring of bits, as in RFC 6479."""
-
-    cdef int advance(self, uint64_t sequence) noexcept:
-        """Make room for ``sequence``: forget what is too far behind it."""
-        cdef uint64_t word, words, i
-        if sequence > self.highest:
-            words = (sequence >> 6) - (self.highest >> 6)
-            for i in range(min(words, <uint64_t>WINDOW_WORDS)):
-                word = ((self.highest >> 6) + 1 + i) % WINDOW_WORDS
-                self.taken[word] = self.finished[word] = 0
-            self.highest = sequence
-        return 0
-
-    cdef bint is_known(self, uint64_t sequence) noexcept:
-        """Whether ``sequence`` is not too far behind for its bits to mean anything."""
-        return (self.highest >> 6) - (sequence >> 6) < WINDOW_WORDS
-
-
-@cython.final
-cdef class Peer:
-    """One connection to the port, by the routing id that libzmq gave it.
-
-    Its calls that wait for an answer are a list, linked through the requests themselves, from ``oldest`` to ``newest``.
-    """
-
-
-@cython.final
-@cython.freelist(64)
-cdef class Request:
-    """A call, cast or fanout that has come to a port. Answer a call once, from any thread.
-
-    A cast or fanout with ``accepted`` is to be given to finish() when the work is done, also if that has failed.
-    """
-
-    @property
-    def kind(self) -> str:
-        """"call", "cast" or "fanout"."""
-        return self.envelope.kind
-
-    @property
-    def wants_reply(self) -> bool:
-        """Whether it is a call that has neither been answered yet nor cancelled."""
-        return self.envelope.header.kind == KIND_CALL and not self.answered and not self.cancelled
-
-    @property
-    def expired(self) -> bool:
-        """Whether nobody waits for the result any more: the caller's deadline has passed, or it has cancelled."""
-        return self.cancelled or (self.deadline != NEVER and now_ns() >= self.deadline)
-
-    @property
-    def remaining(self) -> float | None:
-        """How many seconds are left until the caller's deadline, 0.0 at least; None if it has none.
-
-        0.0 once the caller has cancelled.
-        """
-        if self.cancelled:
-            return 0.0
-        if self.deadline == NEVER:
-            return None
-        return max(0.0, (self.deadline - now_ns()) / 1e9)
-
-    def fields(self) -> tuple:
-        """Return (method, topic, codec, envelope, buffers, remaining, wants, metadata).
-
-        ``wants`` is what is to be done at its end: "reply", "finish" for an accepted one, or None for nothing;
-        ``metadata`` is None for none. In one step: eight attributes, one after the other, take longer than the port
-        needs to receive the request.
-        """
-        buffers = self.envelope.buffers
-        return (
-            self.method, self.topic, self.envelope.header.codec, self.envelope, () if buffers is None else buffers,
-            None if self.deadline == NEVER and not self.cancelled else self.remaining,
-            "reply" if self.envelope.header.kind == KIND_CALL else None if self.sender is None else "finish",
-            (self.envelope.metadata or None) if self.envelope.header.metadata_bytes else None)
-
-    @property
-    def accepted(self) -> bool:
-        """Whether its sender keeps it until it is finished, and sends it again if it does not hear that."""
-        return self.sender is not None
-
-    def finish(self) -> None:
-        """Tell the sender, with the next acknowledgement, that an accepted request need not be sent again.
-
-        From any thread, once everything about it is done. Nothing happens the second time, and for other requests.
-        """
-        if self.sender is not None:
-            self.port._finish(self)
-
-    @property
-    def peer_id(self) -> bytes:
-        """The routing id of the connection it came on: the same for all requests of one channel."""
-        return self.peer.routing_id
-
-    def reply(self, body, list buffers=None, int codec=0, bytes metadata not None=b"") -> bool:
-        """Send the result. Return False if the peer has gone or has cancelled.
-
-        ``body`` is bytes-like and copied, ``buffers`` are not copied and must not change until they are sent.
-        Raises PayloadTooLarge over the port's limits (nothing has been sent then and another answer can be), and
-        InternalError when it is answered already or is not a call.
-        """
-        return self.port._answer(self, KIND_REPLY, body, buffers, metadata, codec) != 0
-
-    def error(self, body, list buffers=None, int codec=0, bytes metadata not None=b"") -> bool:
-        """Send an error in place of the result; as reply() otherwise."""
-        return self.port._answer(self, KIND_ERROR, body, buffers, metadata, codec) != 0
-
-    # -- an answer in items: as many as the caller grants -------------------------------------------------
-
-    @property
-    def can_stream(self) -> bool:
-        """Whether it can be answered by items: it is a call, and its connection has flow."""
-        return self.envelope.header.kind == KIND_CALL and self.peer.flow
-
-    def item(self, body, list buffers=None, int codec=0) -> bool:
-        """Send one item of the answer, which reply() or error() ends; takes one credit. As reply() otherwise.
-
-        Where it returns False the stream is over, and nothing more is sent: there are no gaps.
-        """
-        return self.port._answer(self, KIND_ITEM, body, buffers, b"", codec) != 0
-
-    def await_credit(self) -> bool:
-        """Wait until an item may be sent; return False once the caller has cancelled or gone.
-
-        Some thread is to receive meanwhile, or the port is ``inline``: then this drives it. Raises Closed once the port
-        is closed.
-        """
-        cdef Port port = self.port
-        if port.inline and coarse_now_ns() - port.last_look > LOOK_INTERVAL:
-            port._await_credit(self)
-        while self.credit == 0 and not self.cancelled:
-            port._await_credit(self)
-        return not self.cancelled
-
-    def probe(self) -> bool:
-        """Have libzmq say whether the peer is still there, as nothing else may be sent to it for long."""
-        self.port._probe(self.peer)
-        return not self.cancelled
-
-    def __repr__(self) -> str:
-        return f"<Request {self.kind} {self.method!r} id={self.envelope.id}{' answered' if self.answered else ''}>"
-
-
-cdef class Port:
+cdef class Port(Answerer):
     """Bind a ROUTER socket of ``context`` to each of ``endpoints`` (``tcp://127.0.0.1:*`` takes a free port).
 
     ``max_bytes`` and ``max_buffers`` bound one message in either direction; ``high_water`` is how many replies may
@@ -266,7 +116,7 @@ cdef class Port:
         self.aside = deque()
         self.max_aside = max(1, high_water)
         self.noticed = []
-        self.senders = {}
+        self.senders = Senders()
         self.next_prune = now_ns() + PRUNE_EVERY
 
     # -- what the server uses ----------------------------------------------------------------------------
@@ -481,7 +331,7 @@ cdef class Port:
             "too_large": self.n_too_large, "undeliverable_replies": self.n_undeliverable,
             "dropped_replies": self.n_dropped, "received_bytes": self.n_received_bytes,
             "sent_bytes": self.n_sent_bytes,
-            "duplicates": self.n_duplicates, "senders": len(self.senders),
+            "duplicates": self.n_duplicates, "senders": len(self.senders.by_name),
         }
 
     def __repr__(self) -> str:
@@ -602,8 +452,7 @@ cdef class Port:
             self._count_taken(peer, &header, n_bytes)
             self._control(peer, KIND_ERROR, header.id, b"Draining: the server takes nothing new", delimiter)
             # It must have read that before the port is closed: else it cannot know that nothing was executed.
-            peer.last_reply = now_ns()
-            peer.replied_since = True
+            peer.note_reply()
             peer.parted = False
             return None
         if header.kind == KIND_CALL:
@@ -615,7 +464,7 @@ cdef class Port:
             self.n_fanouts += 1
         else:
             if header.kind == KIND_CANCEL or header.kind == KIND_CREDIT:
-                request = self._find(peer, header.id)
+                request = peer.find(header.id)
                 if request is not None:
                     if header.kind == KIND_CANCEL:
                         self._give_up(request)
@@ -644,7 +493,7 @@ cdef class Port:
         else:
             self._count_taken(peer, &header, n_bytes)
         if header.kind == KIND_CALL:
-            self._link(request)
+            peer.link(request)
         return request
 
     cdef int _set_aside(self) except -1:
@@ -673,51 +522,12 @@ cdef class Port:
             requests.append(request)
         return 0
 
-    # -- calls that wait for an answer -------------------------------------------------------------------
-
-    cdef int _link(self, Request request) noexcept:
-        cdef Peer peer = request.peer
-        request.linked = True
-        if peer.newest is None:
-            peer.oldest = request
-        else:
-            request.older = <void *>peer.newest
-            peer.newest.newer = request
-        peer.newest = request
-        peer.outstanding += 1
-        return 0
-
-    cdef int _unlink(self, Request request) noexcept:
-        cdef Peer peer = request.peer
-        cdef Request newer = request.newer
-        if not request.linked:
-            return 0
-        if request.older == NULL:
-            peer.oldest = newer
-        else:
-            (<Request>request.older).newer = newer
-        if newer is None:
-            peer.newest = None if request.older == NULL else <Request>request.older
-        else:
-            newer.older = request.older
-        request.newer = None
-        request.older = NULL
-        request.linked = False
-        peer.outstanding -= 1
-        return 0
-
-    cdef Request _find(self, Peer peer, uint64_t id):
-        """Return the call of this number; None if nobody knows it any more. It is probably one of the older ones."""
-        cdef Request request = peer.oldest
-        while request is not None and request.envelope.header.id != id:
-            request = request.newer
-        return request
-
+    # -- what becomes of calls that wait for an answer ---------------------------------------------------
     cdef int _give_up(self, Request request) except -1:
         """The caller of ``request`` has cancelled it, or can be sent no more of it."""
         self.n_cancelled += 1
         request.cancelled = True
-        self._unlink(request)
+        request.peer.unlink(request)
         return self._stir(request)
 
     cdef int _add_credit(self, Request request, Envelope envelope) except -1:
@@ -752,7 +562,14 @@ cdef class Port:
                 callback()
         return 0
 
-    cdef int _await_credit(self, Request request) except -1:
+    cdef int await_credit(self, Request request) except -1:
+        if self.inline and coarse_now_ns() - self.last_look > LOOK_INTERVAL:
+            self._look_for_credit(request)
+        while request.credit == 0 and not request.cancelled:
+            self._look_for_credit(request)
+        return 0
+
+    cdef int _look_for_credit(self, Request request) except -1:
         """Wait until something has become of ``request``, or a while; then look whether its peer is still there."""
         cdef Waiter waiter
         if self.inline:
@@ -781,10 +598,10 @@ cdef class Port:
                 self._unlock()
                 waiter_return(waiter)
         if request.credit == 0 and not request.cancelled:
-            self._probe(request.peer)
+            self.probe(request.peer)
         return 0
 
-    cdef int _probe(self, Peer peer) except -1:
+    cdef int probe(self, Peer peer) except -1:
         """Send ``peer`` something, only to see whether it is there; if not, its streams are given up."""
         self._check()
         self.shared.enter()
@@ -840,17 +657,10 @@ cdef class Port:
     # -- acknowledging -----------------------------------------------------------------------------------
 
     cdef int _count_taken(self, Peer peer, Header *header, size_t n_bytes) except -1:
-        if not peer.flow:
-            return 0
-        if header.id > peer.taken:
-            peer.taken = header.id
-        peer.unacked += 1
-        peer.unacked_bytes += n_bytes
-        if header.kind == KIND_CAST or header.kind == KIND_FANOUT:
-            peer.unacked_one_way += 1
-        self._owe(peer)
-        if peer.unacked >= ACK_MESSAGES or peer.unacked_bytes >= ACK_BYTES:
-            self._acknowledge(peer)
+        if peer.flow:
+            self._owe(peer)
+            if peer.take(header, n_bytes):
+                self._acknowledge(peer)
         return 0
 
     cdef int _count_in_turn(self, Peer peer, Header *header, size_t n_bytes) except -1:
@@ -868,19 +678,12 @@ cdef class Port:
 
     cdef int _acknowledge(self, Peer peer) except -1:
         """Tell the peer what has been taken and, by the id, up to where everything is finished."""
-        cdef uint64_t finished = 0
-        cdef uint64_t owed = peer.owed_finished
         self.n_acks += 1
-        if peer.oldest_unfinished is not None:
-            finished = peer.oldest_unfinished.envelope.header.id - 1
-        elif peer.wants_finished:
-            finished = peer.taken
-        if not self._control(peer, KIND_ACK, finished, b"", False):
+        if not self._control(peer, KIND_ACK, peer.finished_up_to(), b"", False):
             return 0
-        peer.owed_finished = 0
-        if owed:
-            peer.last_reply = now_ns()
-            peer.replied_since = peer.told
+        if peer.owed_finished:
+            peer.owed_finished = 0
+            peer.note_reply()
         return 1
 
     cdef int _flush_acks(self, bint calls_too) except -1:
@@ -899,76 +702,29 @@ cdef class Port:
 
     # -- messages with an identity -----------------------------------------------------------------------
 
-    cdef Sender _sender(self, uint64_t name):
-        """Return what is known of the sender of this name."""
-        cdef Sender sender = self.last_sender
-        if sender is None or sender.name != name:
-            sender = self.senders.get(name)
-            if sender is None:
-                if len(self.senders) >= SENDERS_KEPT:
-                    self._forget_senders(0)
-                sender = Sender.__new__(Sender)
-                sender.name = name
-                self.senders[name] = sender
-            self.last_sender = sender
-        sender.last_seen = coarse_now_ns()
-        return sender
-
-    cdef int _forget_senders(self, int64_t silent_for) except -1:
-        """Forget who has been silent for so long, in ns; with 0, the longest silent quarter."""
-        cdef Sender sender
-        cdef int64_t before = coarse_now_ns() - silent_for
-        if silent_for == 0:
-            seen = sorted([(<Sender>known).last_seen for known in self.senders.values()])
-            before = seen[len(seen) // 4] + 1
-        for sender in list(self.senders.values()):
-            if sender.last_seen < before:
-                del self.senders[sender.name]
-        if self.last_sender is not None and self.last_sender.name not in self.senders:
-            self.last_sender = None
-        return 0
-
     cdef bint _is_duplicate(self, Request request) except -1:
         """Note that a request with an identity has come; return whether it had come before."""
         cdef Peer peer = request.peer
-        cdef uint64_t name, bit
-        cdef Sender sender
-        cdef Py_ssize_t word
+        cdef uint64_t name
         peer.wants_finished = peer.flow
         request.envelope.read_identity(&name, &request.sequence)
-        request.sender = sender = self._sender(name)
-        sender.advance(request.sequence)
-        # One that is so old that nobody can tell: rather twice than never. No client of ours sends such.
-        if sender.is_known(request.sequence):
-            word = (request.sequence >> 6) % WINDOW_WORDS
-            bit = <uint64_t>1 << (request.sequence & 63)
-            if sender.taken[word] & bit:
-                self.n_duplicates += 1
-                if not peer.flow:
-                    pass
-                elif sender.finished[word] & bit:
-                    peer.owed_finished += 1
-                else:
-                    # It counts as finished when the first one is.
-                    self._expect_finish(peer, request)
-                    if sender.again is None:
-                        sender.again = {}
-                    sender.again.setdefault(request.sequence, []).append(request)
-                return True
-            sender.taken[word] |= bit
-        if peer.flow:
-            self._expect_finish(peer, request)
-        return False
-
-    cdef int _expect_finish(self, Peer peer, Request request) except -1:
-        if peer.newest_unfinished is None:
-            peer.oldest_unfinished = request
+        request.sender = self.senders.find(name)
+        if not request.sender.take(request.sequence):
+            if peer.flow:
+                peer.expect_finish(request)
+            return False
+        self.n_duplicates += 1
+        if not peer.flow:
+            pass
+        elif request.sender.is_finished(request.sequence):
+            peer.owed_finished += 1
         else:
-            peer.newest_unfinished.next_unfinished = request
-        peer.newest_unfinished = request
-        return 0
+            # It counts as finished when the first one is.
+            peer.expect_finish(request)
+            request.sender.note_again(request.sequence, request)
+        return True
 
-    cdef int _finish(self, Request request) except -1:
+    cdef int finish(self, Request request) except -1:
         """The work for ``request`` is done; tell its sender, at once if nobody else is about to."""
         if self.shared.generation != fork_generation():
             return 0
@@ -984,8 +740,7 @@ cdef class Port:
         cdef Request again
         if request.finished:
             return 0
-        if sender.is_known(request.sequence):
-            sender.finished[(request.sequence >> 6) % WINDOW_WORDS] |= <uint64_t>1 << (request.sequence & 63)
+        sender.finish(request.sequence)
         self._finish_for_peer(request)
         if sender.again:
             for again in sender.again.pop(request.sequence, ()):
@@ -994,20 +749,10 @@ cdef class Port:
 
     cdef int _finish_for_peer(self, Request request) except -1:
         cdef Peer peer = request.peer
-        cdef Request oldest = peer.oldest_unfinished
-        request.finished = True
-        if not peer.flow:
-            return 0            # it has gone, or does not want to know
-        while oldest is not None and oldest.finished:
-            peer.oldest_unfinished = oldest.next_unfinished
-            oldest.next_unfinished = None
-            oldest = peer.oldest_unfinished
-            peer.owed_finished += 1
-        if oldest is None:
-            peer.newest_unfinished = None
-        if peer.owed_finished and not self.closed:
+        peer.finish(request)
+        if peer.flow and peer.owed_finished and not self.closed:
             # Else the receiver does it before it sleeps, and while something is unfinished also every now and then.
-            if peer.owed_finished >= ACK_MESSAGES or (self.watched and oldest is None):
+            if peer.owed_finished >= ACK_MESSAGES or (self.watched and peer.oldest_unfinished is None):
                 self._acknowledge(peer)
             else:
                 self._owe(peer)
@@ -1017,7 +762,7 @@ cdef class Port:
         """Forget silent peers whose connection has gone: sending to them says so (ROUTER_MANDATORY)."""
         cdef Peer peer
         self.next_prune = now + PRUNE_EVERY
-        self._forget_senders(SENDER_KEPT)
+        self.senders.forget(SENDER_KEPT)
         for peer in list(self.peers.values()):
             if now - peer.last_seen > PRUNE_SILENT_FOR:
                 self._acknowledge(peer)
@@ -1039,7 +784,7 @@ cdef class Port:
         parcel_pack_control(&parcel, &header, PyBytes_AS_STRING(body))
         return self._send(peer, &parcel, delimiter)
 
-    cdef int _answer(self, Request request, int kind, body, list buffers, bytes metadata, int codec) except -1:
+    cdef int answer(self, Request request, int kind, body, list buffers, bytes metadata, int codec) except -1:
         """Pack and send the answer; return 1, or 0 if the peer has gone or does not want it any more."""
         cdef Parcel parcel
         cdef Header header
@@ -1068,9 +813,8 @@ cdef class Port:
         if kind == KIND_ITEM:
             return self._send_item(request, &parcel)
         request.answered = True
-        self._unlink(request)
-        request.peer.last_reply = now_ns()
-        request.peer.replied_since = request.peer.told
+        request.peer.unlink(request)
+        request.peer.note_reply()
         try:
             self.n_replies += 1
             return self._send(request.peer, &parcel, request.delimiter)
@@ -1079,7 +823,7 @@ cdef class Port:
             request.watcher = None      # it may refer to the request
 
     cdef int _send_item(self, Request request, Parcel *parcel) except -1:
-        """The last part of _answer() for an item. The lock is held, and released."""
+        """The last part of answer() for an item. The lock is held, and released."""
         cdef int sent = 0
         try:
             if request.credit == 0:
@@ -1167,7 +911,7 @@ cdef class Port:
             # Nobody will answer what is left: the lists are cycles.
             for peer in self.peers.values():
                 while peer.oldest is not None:
-                    self._unlink(peer.oldest)
+                    peer.unlink(peer.oldest)
         self.shared.leave()
         release_sent_buffers()
         if close_now:

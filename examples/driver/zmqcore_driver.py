@@ -13,7 +13,8 @@ from zmqcore import errors
 from zmqcore._channel import Channel
 from zmqcore._frame import Envelope
 from zmqcore._pool import ChannelPool
-from zmqcore._port import Port, Request
+from zmqcore._port import Port
+from zmqcore._request import Request
 from zmqcore.attendant import Attendant
 from zmqcore.endpoint import probe
 

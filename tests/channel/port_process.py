@@ -16,7 +16,8 @@ import zmq
 from memory_support import peak_rss_bytes
 
 from zmqcore import errors
-from zmqcore._port import Port, Request
+from zmqcore._port import Port
+from zmqcore._request import Request
 
 
 class Service:

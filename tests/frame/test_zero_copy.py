@@ -23,7 +23,8 @@ import zmq
 from zmqcore import errors
 from zmqcore._channel import Channel
 from zmqcore._frame import pinned
-from zmqcore._port import Port, Request
+from zmqcore._port import Port
+from zmqcore._request import Request
 
 READER = Path(__file__).parent / "reader.py"
 NOTHING = {"sent_buffers": 0, "sent_bytes": 0, "received_buffers": 0, "received_bytes": 0}

@@ -12,7 +12,8 @@ import zmq
 
 from zmqcore import errors
 from zmqcore._frame import Envelope, pack
-from zmqcore._port import Port, Request
+from zmqcore._port import Port
+from zmqcore._request import Request
 
 LIMIT = 30.0
 """How long, in seconds, anything may take before a test gives up: a hang, not a promise about speed."""

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from zmqcore._frame import pack
-from zmqcore._port import Port, Request
+from zmqcore._port import Port
+from zmqcore._request import Request
 
 FLOW, IDENTIFIED = 1, 2
 SENDER = 0xFEDCBA9876543210

@@ -10,7 +10,8 @@ import pytest
 import zmq
 
 from zmqcore._frame import Envelope, pack
-from zmqcore._port import Port, Request
+from zmqcore._port import Port
+from zmqcore._request import Request
 
 LIMIT = 30.0
 

@@ -13,7 +13,8 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from zmqcore import errors
-from zmqcore._port import Port, Request
+from zmqcore._port import Port
+from zmqcore._request import Request
 from zmqcore.node import Node
 from zmqcore.rpc import deadline as deadlines
 from zmqcore.rpc import sigterm

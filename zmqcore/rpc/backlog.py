@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Literal
 
-from zmqcore._port import Request
+from zmqcore._request import Request
 
 __all__ = ["Backlog", "OnFull", "check_queue"]
 

@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from zmqcore import errors
-from zmqcore._port import Request
+from zmqcore._request import Request
 from zmqcore.codec import Codec
 from zmqcore.rpc import deadline, faults
 from zmqcore.rpc.metadata import current as current_metadata

@@ -22,7 +22,8 @@ import time
 from collections.abc import Iterator
 
 from zmqcore import errors
-from zmqcore._port import Port, Request
+from zmqcore._port import Port
+from zmqcore._request import Request
 from zmqcore.rpc.backlog import Backlog
 from zmqcore.rpc.dispatcher import Dispatcher
 

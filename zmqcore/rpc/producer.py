@@ -7,7 +7,7 @@ import inspect
 from collections.abc import AsyncGenerator, Callable, Generator
 from typing import Any
 
-from zmqcore._port import Request
+from zmqcore._request import Request
 from zmqcore.rpc import deadline
 
 __all__ = ["is_stream", "produce", "produce_async"]
