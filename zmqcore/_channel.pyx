@@ -455,7 +455,6 @@ cdef class Channel:
             return True
         self.shared.enter()
         try:
-            self._drain()
             if self.state == STATE_CONNECTING:
                 op = Pending.__new__(Pending)
                 op.channel = self
@@ -1192,7 +1191,7 @@ cdef class Channel:
         self.last_heard = coarse_now_ns()
         if problem != NULL or (not more and header.n_buffers != 0):
             while more:
-                self.shared.receive(message)
+                self.shared.receive_rest(message)
                 more = libzmq.msg_more(message)
             return self._refuse(0 if problem != NULL else header.id)
         envelope = envelope_take(message, &header)
@@ -1246,8 +1245,7 @@ cdef class Channel:
         cdef int n_parts = 0
         cdef list buffers = []
         while more:
-            if self.shared.receive(message) == EAGAIN:
-                raise errors.InternalError(f"{self.endpoint}: a multipart message came in pieces")
+            self.shared.receive_rest(message)
             more = libzmq.msg_more(message)
             envelope.n_bytes += libzmq.msg_size(message)
             self.n_received_bytes += libzmq.msg_size(message)

@@ -367,10 +367,10 @@ cdef class Port(Answerer):
             if not libzmq.msg_more(&routing_id):
                 self.n_garbage += 1
                 return 0
-            self.shared.receive(&message)
+            self.shared.receive_rest(&message)
             if libzmq.msg_size(&message) == 0 and libzmq.msg_more(&message):
                 delimiter = True
-                self.shared.receive(&message)
+                self.shared.receive_rest(&message)
             peer = self._peer(&routing_id)
             request = self._take_envelope(peer, &message, delimiter)
             if request is not None:
@@ -416,7 +416,7 @@ cdef class Port(Answerer):
         if more:
             buffers = []
             while more:
-                self.shared.receive(message)
+                self.shared.receive_rest(message)
                 more = libzmq.msg_more(message)
                 n_bytes += libzmq.msg_size(message)
                 n_parts += 1
@@ -650,7 +650,7 @@ cdef class Port(Answerer):
     cdef int _skip(self, zc_msg_t *message, bint more) except -1:
         """Drop what is left of a multipart message."""
         while more:
-            self.shared.receive(message)
+            self.shared.receive_rest(message)
             more = libzmq.msg_more(message)
         return 0
 

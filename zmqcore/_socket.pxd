@@ -65,7 +65,8 @@ cdef class SharedSocket:
     cdef cython.pymutex lock            # guards every libzmq operation on the socket, and its owner's state
     cdef int gc_was_on
     cdef bint writable                  # ZMQ_POLLOUT, as of the last time that the events were read
-    cdef bint readable                  # ZMQ_POLLIN, likewise
+    cdef bint readable                  # ZMQ_POLLIN, likewise; False also if it is not known
+    cdef bint several                   # a message has been received since there was none
     cdef uint64_t generation            # fork_generation() when it was made
     cdef int spin_score                 # how well spinning has paid lately, on this socket
     cdef SpinScore spin_shared          # ... and on all that share it
@@ -75,6 +76,7 @@ cdef class SharedSocket:
     cdef int leave(self) noexcept
     cdef int read_events(self) except -1
     cdef int receive(self, zc_msg_t *message) except -1
+    cdef int receive_rest(self, zc_msg_t *message) except -1
     cdef int64_t spin_budget(self) noexcept
     cdef int spin_result(self, int64_t budget, int64_t waited) noexcept
     cdef int close_socket(self) except -1

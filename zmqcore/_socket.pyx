@@ -498,20 +498,34 @@ cdef class SharedSocket:
         return 0
 
     cdef int receive(self, zc_msg_t *message) except -1:
-        """Receive one part into ``message`` (initialised by the caller). The lock is held.
+        """Receive the first part of a message into ``message`` (initialised by the caller). The lock is held.
 
-        Returns 0; or EAGAIN when there is certainly nothing: only then may somebody wait on ``fd``.
+        Returns 0; or EAGAIN when there is certainly nothing: only then may somebody wait on ``fd``. Whether there is
+        something is asked before a receive, not after one that has failed: a system call each time, and mostly there
+        is nothing, or one message. Of more than that libzmq is asked at their end only.
         """
         cdef int code
-        while libzmq.msg_recv(message, self.handle, ZMQ_DONTWAIT) < 0:
-            code = libzmq.get_errno()
-            if code == EINTR:
-                continue
-            if code != EAGAIN:
-                raise_errno(code, "cannot receive")
-            self.read_events()
+        while True:
             if not self.readable:
-                return EAGAIN
+                self.read_events()
+                if not self.readable:
+                    self.several = False
+                    return EAGAIN
+            if libzmq.msg_recv(message, self.handle, ZMQ_DONTWAIT) >= 0:
+                self.readable = self.several
+                self.several = True
+                return 0
+            code = libzmq.get_errno()
+            if code == EAGAIN:
+                self.readable = False
+            elif code != EINTR:
+                raise_errno(code, "cannot receive")
+
+    cdef int receive_rest(self, zc_msg_t *message) except -1:
+        """Receive a further part of a message: libzmq delivers them together. The lock is held."""
+        while libzmq.msg_recv(message, self.handle, ZMQ_DONTWAIT) < 0:
+            if libzmq.get_errno() != EINTR:
+                raise_errno(libzmq.get_errno(), "cannot receive the rest of a multipart message")
         return 0
 
     cdef int64_t spin_budget(self) noexcept:
