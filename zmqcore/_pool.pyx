@@ -35,8 +35,10 @@ from zmqcore._table import CAUSES
 __all__ = ["ChannelPool", "default_max_sockets"]
 
 # A connection over loopback takes well under a millisecond; one that is refused never shows. After this time it is
-# worth asking the endpoint by a plain connect(2), in ns.
+# worth asking the endpoint by a plain connect(2), in ns; later where connections usually take more than half of it, as
+# when dozens of threads make them: then it would only add to the load. But at the latest after the second time.
 cdef int64_t FIRST_PROBE_AFTER = 3_000_000
+cdef int64_t FIRST_PROBE_LATEST = 50_000_000
 # How long to wait for libzmq's threads between two looks at sockets that are closing, in ns.
 cdef int64_t REAP_INTERVAL = 100_000
 # maintain() wants to be called at least this often, in seconds: until then what is lost unused holds its place.
@@ -388,6 +390,17 @@ cdef class ChannelPool:
         if failure is not None:
             raise failure
 
+    def _make_room(self, Table table not None):
+        """While places are short, close a channel for the next one, as this one is connecting."""
+        cdef Slot victim
+        table.enter()
+        try:
+            victim = table.victim_ahead()
+        finally:
+            table.leave()
+        if victim is not None:
+            self._begin_drain(victim)
+
     def _begin_drain(self, Slot slot not None):
         """Close a slot's channel as soon as nothing is outstanding on it: mostly at once."""
         cdef Channel channel = slot.channel
@@ -617,13 +630,14 @@ cdef class ChannelPool:
         cdef Channel channel = slot.channel
         cdef bint opener = channel is None
         cdef int64_t started = now_ns()
-        cdef int64_t patience = FIRST_PROBE_AFTER
+        cdef int64_t patience = max(FIRST_PROBE_AFTER, min(2 * table.usual_connect_ns, FIRST_PROBE_LATEST))
         cdef int64_t limit = max(slot.made_ns + self.connect_timeout_ns, started + FIRST_PROBE_AFTER)
         cdef int64_t until = min(deadline, limit)
         cdef int64_t now
         reason = "no connection came about"
         if opener:
             channel = self._make(slot)
+            self._make_room(table)
         while slot.stage != STAGE_OPEN:
             now = now_ns()
             if channel.wait_open(max(0, min(until - now, patience)) / 1e9):
@@ -659,6 +673,7 @@ cdef class ChannelPool:
         try:
             if slot.stage == STAGE_CONNECTING:
                 slot.stage = STAGE_OPEN
+                table.usual_connect_ns += (now_ns() - slot.made_ns - table.usual_connect_ns) // 8
                 table.failures.pop(slot.endpoint, None)
             elif slot.stage != STAGE_OPEN:
                 raise errors.Closed("the pool was closed while connecting")

@@ -83,6 +83,9 @@ cdef class Table:
     cdef bint closed
     cdef bint maintained            # somebody calls maintain()
     cdef uint64_t chance            # state of the generator of jitter
+    cdef uint64_t pressed_until     # n_opened up to which places count as short: somebody has waited for one
+    cdef int64_t reaped_all         # when reap() has looked at all that are closing
+    cdef int64_t usual_connect_ns   # how long a connection takes, a running mean
 
     cdef uint64_t n_opened, n_acquired, n_reused, n_waits, n_timeouts, n_refused, n_unreachable, n_negative_hits
     cdef uint64_t n_drained, n_drain_lost, n_revived
@@ -116,6 +119,8 @@ cdef class Table:
     cdef int wake_head(self) except -1
     cdef int wake_making(self, endpoint) except -1
     cdef list victims(self)
+    cdef Slot victim_ahead(self)
+    cdef Slot _evict(self, Ring ring)
     cdef Slot _least_missed(self, Ring ring)
     cdef list retire_stale(self, str endpoint)
     cdef int note_failure(self, Slot slot, str reason) except -1

@@ -47,6 +47,8 @@ cdef int64_t BACKOFF_MAX = 1_000_000_000
 # How long a failure is remembered without a new attempt, in ns, and of how many endpoints.
 cdef int64_t FAILURE_KEPT = 60_000_000_000
 cdef Py_ssize_t FAILURES_KEPT = 65_536
+# How often all sockets that are closing are looked at, in ns; in between only the oldest ones are.
+cdef int64_t REAP_ALL_INTERVAL = 1_000_000
 # A channel used 2^n times lately keeps its socket for n + 1 times idle_ttl, at most this many times.
 cdef double LONGEST_TTL = 8.0
 # More uses than that make no difference to the TTL, and would only take longer to be forgotten.
@@ -349,7 +351,8 @@ cdef class Table:
 
     cdef int note_closing(self, Slot slot) except -1:
         """The slot's socket is about to be closed: its place is free when its descriptors have gone."""
-        # First count out an earlier socket whose descriptor had the same number.
+        # First count out an earlier socket whose descriptor had the same number, if it is its turn; else that one
+        # counts until this one has gone.
         self.reap()
         if slot.fd >= 0:
             try:
@@ -359,19 +362,31 @@ cdef class Table:
         return self.move(slot, STAGE_CLOSING)
 
     cdef int reap(self) except -1:
-        """Count out the slots whose descriptors have gone by now."""
+        """Count out the slots whose descriptors have gone by now.
+
+        libzmq closes sockets about in the order in which it was told to. So this looks at the oldest ones, up to the
+        second that is still open, and at all of them now and then: each look is a system call.
+        """
         cdef Slot slot
-        cdef list still
-        if self.closing:
-            still = []
-            for slot in self.closing:
-                if slot.fd >= 0 and self.fds.is_open(slot.fd):
-                    still.append(slot)
-                else:
-                    slot.stage = STAGE_GONE
-                    slot.channel = None     # or the two would keep each other until the garbage is collected
-                    self.total -= 1
-            self.closing = still
+        cdef list still = []
+        cdef int64_t now
+        cdef Py_ssize_t i = 0, enough = 2
+        if not self.closing:
+            return 0
+        now = now_ns()
+        if now - self.reaped_all > REAP_ALL_INTERVAL:
+            self.reaped_all = now
+            enough = len(self.closing)
+        while i < len(self.closing) and len(still) < enough:
+            slot = self.closing[i]
+            i += 1
+            if slot.fd >= 0 and self.fds.is_open(slot.fd):
+                still.append(slot)
+            else:
+                slot.stage = STAGE_GONE
+                slot.channel = None     # or the two would keep each other until the garbage is collected
+                self.total -= 1
+        self.closing[:i] = still
         return 0
 
     cdef double ttl_ns(self, Slot slot) except? -1:
@@ -472,11 +487,30 @@ cdef class Table:
             ring = self.probation if self.probation.length else self.protected
             if not ring.length:
                 break
-            slot = self._least_missed(ring)
-            self.retire(slot, EVICTED_CLEAN if slot.channel.is_clean() else EVICTED_DRAINING)
-            victims.append(slot)
+            victims.append(self._evict(ring))
             wanted -= 1
+        if victims:
+            self.pressed_until = self.n_opened + self.max_sockets
         return victims
+
+    cdef Slot victim_ahead(self):
+        """Choose an idle slot to close before somebody has to wait for its place, and take it out of use; or None.
+
+        Only while more endpoints are wanted than there are places: somebody has waited for one, and since then fewer
+        channels have been opened than there are places. Nobody who has earned protection gives way for that, and in a
+        small pool nobody at all.
+        """
+        if self.batch == 1 or self.n_opened >= self.pressed_until or not self.probation.length:
+            return None
+        if self.max_sockets - self.total + len(self.closing) + len(self.draining) >= 2 * self.batch:
+            return None
+        return self._evict(self.probation)
+
+    cdef Slot _evict(self, Ring ring):
+        """Take the slot of ``ring`` that is missed least out of use."""
+        cdef Slot slot = self._least_missed(ring)
+        self.retire(slot, EVICTED_CLEAN if slot.channel.is_clean() else EVICTED_DRAINING)
+        return slot
 
     cdef Slot _least_missed(self, Ring ring):
         """Return the least recently used slot that can close at once; if there is none near, the very least."""
