@@ -48,11 +48,14 @@ from zmqcore._frame cimport (
     parcel_pack_control, parcel_send, parcel_set_id, parcel_set_remaining, parse_header, part_take,
     release_sent_buffers, sent_buffers_returned,
 )
-from zmqcore._libzmq cimport libzmq, raise_errno, zc_msg_t
+from zmqcore._libzmq cimport (
+    ZMQ_IMMEDIATE, ZMQ_LINGER, ZMQ_RCVHWM, ZMQ_RECONNECT_IVL, ZMQ_RECONNECT_IVL_MAX, ZMQ_SNDHWM, libzmq, raise_errno,
+    zc_msg_t,
+)
 from zmqcore._retention cimport Lane, Retained, Retention
 from zmqcore._socket cimport (
     NEVER, SharedSocket, SpinScore, Waiter, Wakes, coarse_now_ns, deadline_after, deadline_from, fork_generation,
-    limit_silence, now_ns, waiter_borrow, waiter_return, wakes_move, wakes_owe, wakes_pay,
+    handle_of, limit_silence, now_ns, set_option, waiter_borrow, waiter_return, wakes_move, wakes_owe, wakes_pay,
 )
 
 from zmqcore import errors
@@ -221,20 +224,22 @@ cdef class Channel:
         max_bytes: int = 1 << 28, max_buffers: int = 1024, liveness: float = 5.0, spin: float = 60e-6, configure=None,
         attention=None, undelivered=None,
     ):
+        cdef void *handle
         if not 1 <= window_messages <= MOST_WINDOW_MESSAGES or window_bytes < 1:
             raise ValueError(
                 f"window of {window_messages} messages and {window_bytes} bytes; both must be at least 1, and the"
                 f" messages at most {MOST_WINDOW_MESSAGES}")
         socket = context.socket(zmq.DEALER)
         try:
-            socket.setsockopt(zmq.IMMEDIATE, 1)
-            socket.setsockopt(zmq.SNDHWM, 0)
-            socket.setsockopt(zmq.RCVHWM, 0)        # replies are bounded by the window
-            socket.setsockopt(zmq.LINGER, 0)
-            socket.setsockopt(zmq.RECONNECT_IVL, 20)
-            socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+            handle = handle_of(socket)
+            set_option(handle, ZMQ_IMMEDIATE, 1)
+            set_option(handle, ZMQ_SNDHWM, 0)
+            set_option(handle, ZMQ_RCVHWM, 0)       # replies are bounded by the window
+            set_option(handle, ZMQ_LINGER, 0)
+            set_option(handle, ZMQ_RECONNECT_IVL, 20)
+            set_option(handle, ZMQ_RECONNECT_IVL_MAX, 1000)
             socket.setsockopt(zmq.MAXMSGSIZE, max_bytes)
-            limit_silence(socket, liveness, True)
+            limit_silence(handle, liveness, True)
             if configure is not None:
                 configure(socket)
             socket.connect(endpoint)

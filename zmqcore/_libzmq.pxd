@@ -32,6 +32,7 @@ cdef struct LibZmq:
     size_t (*msg_size)(const zc_msg_t *) noexcept nogil
     int (*msg_more)(const zc_msg_t *) noexcept nogil
     int (*getsockopt)(void *, int, void *, size_t *) noexcept nogil
+    int (*setsockopt)(void *, int, const void *, size_t) noexcept nogil
     int (*get_errno)() noexcept nogil
     const char *(*strerror)(int) noexcept nogil
     void (*version)(int *, int *, int *) noexcept nogil
@@ -47,6 +48,19 @@ cdef enum:
     ZMQ_POLLOUT = 2
     ZMQ_FD = 14
     ZMQ_EVENTS = 15
+    ZMQ_LINGER = 17
+    ZMQ_RECONNECT_IVL = 18
+    ZMQ_RECONNECT_IVL_MAX = 21
+    ZMQ_MAXMSGSIZE = 22
+    ZMQ_SNDHWM = 23
+    ZMQ_RCVHWM = 24
+    ZMQ_TCP_KEEPALIVE = 34
+    ZMQ_TCP_KEEPALIVE_IDLE = 36
+    ZMQ_TCP_KEEPALIVE_INTVL = 37
+    ZMQ_IMMEDIATE = 39
+    ZMQ_HEARTBEAT_IVL = 75
+    ZMQ_HEARTBEAT_TIMEOUT = 77
+    ZMQ_TCP_MAXRT = 80
     ZMQ_EFSM = 156384763
     ZMQ_ETERM = 156384765
 

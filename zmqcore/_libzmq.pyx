@@ -62,6 +62,7 @@ cdef int _load() except -1:
     libzmq.msg_size = <size_t (*)(const zc_msg_t *) noexcept nogil>_symbol(handle, b"zmq_msg_size")
     libzmq.msg_more = <int (*)(const zc_msg_t *) noexcept nogil>_symbol(handle, b"zmq_msg_more")
     libzmq.getsockopt = <int (*)(void *, int, void *, size_t *) noexcept nogil>_symbol(handle, b"zmq_getsockopt")
+    libzmq.setsockopt = <int (*)(void *, int, const void *, size_t) noexcept nogil>_symbol(handle, b"zmq_setsockopt")
     libzmq.get_errno = <int (*)() noexcept nogil>_symbol(handle, b"zmq_errno")
     libzmq.strerror = <const char *(*)(int) noexcept nogil>_symbol(handle, b"zmq_strerror")
     libzmq.version = <void (*)(int *, int *, int *) noexcept nogil>_symbol(handle, b"zmq_version")

@@ -42,8 +42,8 @@ from zmqcore._frame cimport (
 from zmqcore._libzmq cimport ZMQ_DONTWAIT, ZMQ_SNDMORE, libzmq, raise_errno, zc_msg_t
 from zmqcore._request cimport ACK_MESSAGES, Answerer, Peer, Request
 from zmqcore._socket cimport (
-    NEVER, SharedSocket, Waiter, coarse_now_ns, deadline_after, fork_generation, limit_silence, now_ns, waiter_borrow,
-    waiter_return,
+    NEVER, SharedSocket, Waiter, coarse_now_ns, deadline_after, fork_generation, handle_of, limit_silence, now_ns,
+    waiter_borrow, waiter_return,
 )
 
 from zmqcore import errors
@@ -93,7 +93,7 @@ cdef class Port(Answerer):
             socket.setsockopt(zmq.LINGER, 0)
             socket.setsockopt(zmq.MAXMSGSIZE, max_bytes)
             socket.setsockopt(zmq.BACKLOG, 1024)
-            limit_silence(socket, liveness, False)
+            limit_silence(handle_of(socket), liveness, False)
             if configure is not None:
                 configure(socket)
             for endpoint in endpoints:

@@ -18,7 +18,9 @@ cdef int64_t coarse_now_ns() noexcept nogil
 cdef int64_t deadline_after(timeout) except -1
 cdef int64_t deadline_from(int64_t started, timeout) except -1
 cdef uint64_t fork_generation() noexcept nogil
-cdef int limit_silence(socket, double liveness, bint heartbeats) except -1
+cdef int limit_silence(void *socket, double liveness, bint heartbeats) except -1
+cdef void *handle_of(socket) except NULL
+cdef int set_option(void *socket, int option, int value) except -1
 
 cdef int gc_pause() noexcept
 cdef int gc_resume(int was_on) noexcept
