@@ -5,8 +5,8 @@ This is the only place that knows these rules:
 
 * Every libzmq operation on the socket is non-blocking and happens under the socket's lock. The lock is not the
   GIL, and a small operation does not release the GIL: only real waiting does.
-* ``ZMQ_FD`` is edge-triggered (zmq_getsockopt(3)). Nobody waits on it unless a receive has just ended in EAGAIN
-  *and* ``ZMQ_EVENTS``, read after that, had no POLLIN; and who sends while somebody waits reads ``ZMQ_EVENTS``
+* ``ZMQ_FD`` is edge-triggered (zmq_getsockopt(3)). Nobody waits on it unless ``ZMQ_EVENTS``, read after the last
+  receive, had no POLLIN, however that receive ended; and who sends while somebody waits reads ``ZMQ_EVENTS``
   afterwards, because sending may have swallowed the edge.
 * Waiting is poll(2) outside the lock, on the socket's fd and on an eventfd by which other threads wake the waiter.
   Before it blocks it polls without blocking and yields the processor between tries, for a short while: a round
