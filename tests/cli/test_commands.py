@@ -111,6 +111,7 @@ def test_an_address_where_nobody_listens(shop: Shop) -> None:
     [
         (["call", "inventory"], "METHOD"),
         (["call", "inventory", "echo", "--timeot", "3"], "--timeout"),
+        (["call", "inventory", "echo", "--qty", "2"], "qty=VALUE"),
         (["call", "inventory", "echo", "--timeout", "0"], "timeout"),
         (["call", "inventory", "echo", "--kwargs", "[1]"], "must be a JSON object"),
         (["call", "inventory", "echo", "a=1", "a=2"], "given twice"),

@@ -12,7 +12,7 @@ import click
 from zmqcore import Stream
 from zmqcore.cli.arguments import ArgumentsError, method_arguments
 from zmqcore.cli.options import ValuesCommand
-from zmqcore.cli.outcome import EXIT_CODES_HELP, Exit
+from zmqcore.cli.outcome import Exit, exit_codes_help
 from zmqcore.cli.output import error_summary, member_json, note
 from zmqcore.cli.servers import Servers, client_options
 
@@ -89,7 +89,7 @@ called, with signatures), zmqcore.stats and zmqcore.ping.
 
 {_ARGUMENTS_HELP}
 {_RESULTS_HELP}
-{EXIT_CODES_HELP}""",
+{exit_codes_help(Exit.REMOTE_ERROR, Exit.NOBODY_THERE, Exit.DEADLINE)}""",
 )
 @_request
 def call(servers: Servers, request: _Request) -> int:
@@ -116,7 +116,7 @@ Examples:
     zmqcore cast log write '{{"level": "info"}}' source=cron
 
 {_ARGUMENTS_HELP}
-{EXIT_CODES_HELP}""",
+{exit_codes_help(Exit.NOBODY_THERE, Exit.DEADLINE)}""",
 )
 @_request
 def cast(servers: Servers, request: _Request) -> int:
@@ -143,7 +143,7 @@ Examples:
     zmqcore fanout inventory configure '{{"limit": 100}}'
 
 {_ARGUMENTS_HELP}
-{EXIT_CODES_HELP}""",
+{exit_codes_help(Exit.NOBODY_THERE, Exit.DEADLINE, Exit.PARTLY)}""",
 )
 @_request
 def fanout(servers: Servers, request: _Request) -> int:

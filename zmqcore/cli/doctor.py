@@ -10,7 +10,7 @@ import click
 from zmqcore.cli.diagnosis import Diagnosis, diagnose
 from zmqcore.cli.endpoint_check import examine
 from zmqcore.cli.options import Command, json_option, matchmaker_option
-from zmqcore.cli.outcome import EXIT_CODES_HELP, Exit
+from zmqcore.cli.outcome import Exit, exit_codes_help
 from zmqcore.cli.output import Output
 
 __all__ = ["doctor"]
@@ -86,7 +86,7 @@ Examples:
     zmqcore doctor --matchmaker static:///etc/zmqcore/members.toml
     zmqcore doctor --endpoint tcp://10.0.0.7:5555
 
-{EXIT_CODES_HELP}""",
+{exit_codes_help()}""",
 )
 @click.option(
     "--endpoint", "-e", metavar="ENDPOINT", help="Look at who is at this address, and at nothing else."

@@ -6,7 +6,7 @@ import click
 
 from zmqcore import Topic, errors
 from zmqcore.cli.options import Command, exchange_option, json_option, matchmaker_option, server_option
-from zmqcore.cli.outcome import EXIT_CODES_HELP, Exit
+from zmqcore.cli.outcome import Exit, exit_codes_help
 from zmqcore.cli.output import Output, member_json
 from zmqcore.matchmaker import Matchmaker, Member, open_matchmaker
 
@@ -47,7 +47,7 @@ Examples:
     zmqcore members inventory --json | jq -r '.[].endpoints[]'
     zmqcore members inventory --matchmaker static:///etc/zmqcore/members.toml
 
-{EXIT_CODES_HELP}""",
+{exit_codes_help(Exit.NOBODY_THERE)}""",
 )
 @click.argument("topic", required=False)
 @server_option
@@ -75,5 +75,5 @@ def members(
     elif wanted is None:
         output.line("nobody serves anything here")
     if wanted is not None and not found:
-        raise errors.NoSuchTopic(f"nobody serves {wanted}")
+        raise errors.NoSuchTopic(f"nobody serves topic {str(wanted)!r}, says {registry.url}")
     return Exit.OK

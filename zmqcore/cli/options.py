@@ -85,7 +85,14 @@ class ValuesCommand(Command):
             if not is_option_value and _NEGATIVE_NUMBER.match(word):
                 word = _GUARD + word
             guarded.append(word)
-        return super().parse_args(ctx, guarded)
+        try:
+            return super().parse_args(ctx, guarded)
+        except click.NoSuchOption as exc:
+            name = exc.option_name.lstrip("-")
+            if not name.isidentifier() or exc.possibilities:
+                raise
+            text = f"{exc.message} A keyword argument of the method is written {name}=VALUE."
+            raise click.NoSuchOption(exc.option_name, text, ctx=ctx) from exc
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command with the guards taken off again."""

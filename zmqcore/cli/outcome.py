@@ -7,7 +7,7 @@ from enum import IntEnum
 
 from zmqcore import errors
 
-__all__ = ["EXIT_CODES_HELP", "Exit", "hint_for", "status_of"]
+__all__ = ["EXIT_CODES_HELP", "Exit", "exit_codes_help", "hint_for", "status_of"]
 
 
 class Exit(IntEnum):
@@ -24,19 +24,28 @@ class Exit(IntEnum):
     INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 
-EXIT_CODES_HELP = """\b
-Exit codes:
-    0  done
-    1  the server answered with an error: the method raised, does not exist,
-       or does not take these arguments
-    2  the command line is wrong; nothing was sent
-    3  nobody serves the topic, or it cannot be reached, or it was lost
-    4  no answer in time (--timeout)
-    5  some members failed, or some results are missing or wrong
-    6  something is broken here: the matchmaker, the installation, a limit
-   70  a fault of zmqcore itself; please report it
-  130  interrupted (143 if by SIGTERM)
-"""
+_MEANINGS = {
+    Exit.OK: "done",
+    Exit.REMOTE_ERROR: """the server answered with an error: the method raised, does not exist,
+       or does not take these arguments""",
+    Exit.USAGE: "the command line is wrong; nothing was sent",
+    Exit.NOBODY_THERE: "nobody serves the topic, or it cannot be reached, or it was lost",
+    Exit.DEADLINE: "no answer in time (--timeout)",
+    Exit.PARTLY: "some members failed, or some results are missing or wrong",
+    Exit.BROKEN: "something is broken here: the matchmaker, the installation, a limit",
+    Exit.INTERNAL: "a fault of zmqcore itself; please report it",
+    Exit.INTERRUPTED: "interrupted (143 if by SIGTERM)",
+}
+
+
+def exit_codes_help(*own: Exit) -> str:
+    """Return what the help says of the exit codes that a command has: *own*, and those that every command has."""
+    every = {Exit.OK, Exit.USAGE, Exit.BROKEN, Exit.INTERNAL, Exit.INTERRUPTED}
+    lines = (f"{code:5}  {meaning}\n" for code, meaning in _MEANINGS.items() if code in every.union(own))
+    return "\b\nExit codes:\n" + "".join(lines)
+
+
+EXIT_CODES_HELP = exit_codes_help(*Exit)
 
 # The first class that fits counts, so a class stands before its bases.
 _OUTCOMES: tuple[tuple[type[BaseException], Exit, str], ...] = (

@@ -11,7 +11,7 @@ import click
 from zmqcore import Client, errors
 from zmqcore.cli.measure import percentile
 from zmqcore.cli.options import Command
-from zmqcore.cli.outcome import EXIT_CODES_HELP
+from zmqcore.cli.outcome import Exit, exit_codes_help
 from zmqcore.cli.output import error_summary
 from zmqcore.cli.servers import Servers, client_options
 from zmqcore.matchmaker import open_matchmaker
@@ -72,7 +72,7 @@ def _rows(servers: Servers, count: int, interval: float) -> Iterator[dict[str, A
     with open_matchmaker(servers.matchmaker) as registry:
         found = registry.members(topic).members
     if not found:
-        raise errors.NoSuchTopic(f"nobody serves {topic}")
+        raise errors.NoSuchTopic(f"nobody serves topic {str(topic)!r}, says {registry.url}")
     with servers.client() as client:
         for name in dict.fromkeys(member.topic.server for member in found):
             yield _ping_one(client.prepare(server=name), count, interval) | {"server": name, "address": ""}
@@ -104,7 +104,7 @@ Examples:
     zmqcore ping inventory --server host-3 --count 100 --interval 0
     zmqcore ping inventory --connect tcp://10.0.0.7:5555
 
-{EXIT_CODES_HELP}""",
+{exit_codes_help(Exit.NOBODY_THERE, Exit.PARTLY)}""",
 )
 @click.argument("topic")
 @click.option(

@@ -18,7 +18,7 @@ import click
 
 from zmqcore import Node, Server, ServerProcesses, Topic, errors
 from zmqcore.cli.options import Command, exchange_option, json_option, matchmaker_option
-from zmqcore.cli.outcome import EXIT_CODES_HELP, Exit
+from zmqcore.cli.outcome import Exit, exit_codes_help
 from zmqcore.cli.output import Output, note
 from zmqcore.endpoint import Endpoint
 from zmqcore.rpc.loop_server import LoopServer, server_for
@@ -136,7 +136,7 @@ Ctrl-C or SIGTERM ends it cleanly: no new work is taken, what runs is finished (
 clients go elsewhere; exit code 0. A second one ends it at once. With --processes, SIGHUP replaces one process
 after the other, so that the topic is served all the time.
 
-{EXIT_CODES_HELP}""",
+{exit_codes_help()}""",
 )
 @click.argument("target", metavar="MODULE:OBJECT")
 @click.option("--topic", required=True, metavar="NAME", help="The topic under which clients find it.")

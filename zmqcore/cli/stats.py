@@ -9,7 +9,7 @@ import click
 
 from zmqcore import Topic, errors
 from zmqcore.cli.options import Command
-from zmqcore.cli.outcome import EXIT_CODES_HELP
+from zmqcore.cli.outcome import Exit, exit_codes_help
 from zmqcore.cli.output import Output, error_summary
 from zmqcore.cli.servers import Servers, client_options
 from zmqcore.matchmaker import Member
@@ -101,9 +101,10 @@ def _show_all(output: Output, row: dict[str, Any]) -> None:
     help=f"""Ask every server of TOPIC, or one of them, what it has counted since it started.
 
 The table shows per server how many requests wait (queued), were done (handled), raised (failed), came too late
-(expired), did not fit (refused) or found the queue full (rejected); how many clients are connected, and how much came
-that was no message of ours (garbage); and of the pool by which the server calls others, how many sockets are open, of
-how many, and how often somebody had to wait for one. --all and --json show everything.
+(expired), did not fit (refused) or found the queue full (rejected); how many clients it knows (one that has gone is
+forgotten a minute or two later), and how much came that was no message of ours (garbage); and of the pool by which the
+server calls others, how many sockets are open, of how many, and how often somebody had to wait for one. --all and
+--json show everything.
 
 Exit code 0 if all answered, 5 if some did, 3 if none did.
 
@@ -114,7 +115,7 @@ Examples:
     zmqcore stats inventory --json | jq '.members[].stats.node.pool'
     zmqcore stats inventory --connect tcp://10.0.0.7:5555
 
-{EXIT_CODES_HELP}""",
+{exit_codes_help(Exit.NOBODY_THERE, Exit.PARTLY)}""",
 )
 @click.argument("topic")
 @click.option("--all", "-a", "everything", is_flag=True, help="Show every figure. JSON always has them all.")

@@ -25,7 +25,7 @@ from zmqcore.cli.demo.report import DemoFailed, Observer, Report
 from zmqcore.cli.demo.run import run_demo
 from zmqcore.cli.interrupts import Interrupted, Interrupts
 from zmqcore.cli.options import Command, json_option
-from zmqcore.cli.outcome import EXIT_CODES_HELP, Exit
+from zmqcore.cli.outcome import Exit, exit_codes_help
 from zmqcore.cli.output import Output, note, show_error
 
 __all__ = ["demo"]
@@ -162,7 +162,7 @@ Examples:
     zmqcore demo --workers 8 --in-flight 32
     zmqcore demo --json | jq .files_per_second
 
-{EXIT_CODES_HELP}""",
+{exit_codes_help(Exit.PARTLY)}""",
 )
 @click.option(
     "--workers",
