@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from zmqcore.cli.bench_opinion import opinion, reservations
-from zmqcore.cli.bench_run import Result, Run
+from zmqcore.cli.bench.opinion import opinion, reservations
+from zmqcore.cli.bench.run import Result, Run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,7 +28,7 @@ def peers_of(process: subprocess.Popen[str]) -> list[int]:
         ["ps", "-A", "-o", "pid=,ppid=,args="], capture_output=True, text=True, check=True
     ).stdout
     rows = [line.split(None, 2) for line in listed.splitlines()]
-    return [int(pid) for pid, parent, args in rows if int(parent) == process.pid and "bench_peer" in args]
+    return [int(pid) for pid, parent, args in rows if int(parent) == process.pid and "bench.peer" in args]
 
 
 def wait_until(condition: Callable[[], Any], what: str) -> None:
@@ -141,7 +141,7 @@ def test_a_process_that_dies(shop: Shop, ended: Callable[[subprocess.Popen[str]]
     os.kill(peers[-1], signal.SIGKILL)
     ran = ended(process)
     assert (ran.code, ran.out) == (6, "")
-    assert "bench_peer" in ran.err
+    assert "bench.peer" in ran.err
     assert "zmqcore doctor" in ran.err
     assert "Traceback" not in ran.err
     wait_until(lambda: all(map(gone, peers)), "the others have ended, too")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import click
 
 from zmqcore import __version__
-from zmqcore.cli.bench import bench
+from zmqcore.cli.bench.command import bench
 from zmqcore.cli.calling import call, cast, fanout
 from zmqcore.cli.demo.command import demo
 from zmqcore.cli.doctor import doctor

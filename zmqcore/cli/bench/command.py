@@ -12,9 +12,9 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from zmqcore.cli.bench_opinion import opinion, reservations
-from zmqcore.cli.bench_processes import PeerFailed
-from zmqcore.cli.bench_run import Result, Run, run_rounds
+from zmqcore.cli.bench.opinion import opinion, reservations
+from zmqcore.cli.bench.processes import PeerFailed
+from zmqcore.cli.bench.run import Result, Run, run_rounds
 from zmqcore.cli.interrupts import Interrupted, Interrupts
 from zmqcore.cli.options import Command, json_option
 from zmqcore.cli.outcome import EXIT_CODES_HELP, Exit

@@ -20,8 +20,8 @@ import msgpack
 import zmq
 
 from zmqcore import __version__
-from zmqcore.cli.bench_peer import IN_FLIGHT
-from zmqcore.cli.bench_processes import Process, busy_seconds
+from zmqcore.cli.bench.peer import IN_FLIGHT
+from zmqcore.cli.bench.processes import Process, busy_seconds
 
 __all__ = ["SYSTEMS", "Result", "Run", "run_rounds"]
 
@@ -154,7 +154,7 @@ class _Round:
         return f"ipc://{self._directory}/{system}-{self._number}"
 
     def _start(self, role: str, system: str, endpoint: str) -> Process:
-        module = "zmqcore.cli.bench_peer"
+        module = "zmqcore.cli.bench.peer"
         return Process([sys.executable, "-P", "-m", module, role, system, str(self._size), endpoint])
 
     def measure(self, task: str, transport: str, system: str) -> dict[str, float]:

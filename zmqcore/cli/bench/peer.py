@@ -1,4 +1,4 @@
-"""One measured process of ``zmqcore bench``: ``python -P -m zmqcore.cli.bench_peer ROLE SYSTEM SIZE ENDPOINT``.
+"""One measured process of ``zmqcore bench``: ``python -P -m zmqcore.cli.bench.peer ROLE SYSTEM SIZE ENDPOINT``.
 
 ROLE is ``server`` or ``client``, SYSTEM ``zmqcore`` or ``pyzmq``, SIZE that of all payloads in bytes. A process says
 one line of JSON when it is ready, then answers each line on its standard input by one of JSON. It ends when its input

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from zmqcore.cli.bench_run import Result, Run
+from zmqcore.cli.bench.run import Result, Run
 
 __all__ = ["QUIET_CPUS", "opinion", "reservations"]
 
