@@ -77,21 +77,19 @@ demo: $(VENV)/.built  ## 4 workers analyse the standard library by RPC, one is k
 test: $(VENV)/.tools  ## every test; ARGS='tests/frame -k vectors' for some
 	@$(PY) -m pytest $(ARGS)
 
-bench: $(VENV)/.tools  ## the regression suite of the benchmarks
-	@$(PY) -m pytest bench $(ARGS)
+bench: $(VENV)/.tools  ## benchmarks and instruction counts beside this machine's baseline: fails where one is slower
+	@$(PY) bench/regression.py $(ARGS)
 
-# What to compare with, and what is too slow. On a shared machine a mean says little; the fastest round changes least.
+# What to compare with where there is no baseline, or in doubt.
 BASE ?= origin/main
-SLOWER ?= min:25%
 
 .PHONY: bench-compare
-bench-compare: $(VENV)/.tools  ## the suite on BASE=origin/main, then on this tree: fails where it is slower by SLOWER=min:25%
+bench-compare: $(VENV)/.tools  ## the same on BASE=origin/main first, which is then the baseline
 	@rm -rf build/base && mkdir -p build/base && git archive $(BASE) | tar xf - -C build/base
 	@cd build/base && $(abspath $(PY)) setup.py -q build_ext --inplace
-	@cd build/base && PYTHONPATH=$$PWD $(abspath $(PY)) -m pytest -q bench --benchmark-storage=file://$$PWD/results --benchmark-save=base $(ARGS)
-	@# The load and the clock rate, which are noted as the machine's, are never the same twice.
-	@$(PY) -m pytest -q bench -W 'ignore:Benchmark machine_info is different' --benchmark-storage=file://$(abspath build/base)/results \
-	  --benchmark-compare --benchmark-compare-fail=$(SLOWER) $(ARGS)
+	@# The same benchmarks for both: what BASE does not have is left out.
+	@$(PY) bench/regression.py --package build/base --save build/bench/base.json $(ARGS)
+	@$(PY) bench/regression.py --baseline build/bench/base.json $(ARGS)
 
 SOAK_SECONDS ?= 600
 

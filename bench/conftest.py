@@ -15,11 +15,12 @@ import zmq
 
 import zmqcore
 
-SERVER = Path(__file__).with_name("peers_zmqcore.py")
+SERVER = Path(__file__).with_name("served.py")
 
 
 def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
     """Add to a saved result what its figures depend on."""
+    machine_info["zmqcore"] = zmqcore.__file__
     machine_info["pyzmq"] = zmq.__version__
     machine_info["libzmq"] = zmq.zmq_version()
     machine_info["load"] = os.getloadavg()
@@ -42,7 +43,7 @@ def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
         if key not in started:
             endpoint = "tcp://127.0.0.1:*" if transport == "tcp" else f"ipc://{directory}/{len(started)}"
             process = subprocess.Popen(
-                [sys.executable, str(SERVER), "server", endpoint, *options],
+                [sys.executable, str(SERVER), endpoint, *options],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,

@@ -9,6 +9,8 @@ import zmq
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from zmqcore._channel import Channel
+from zmqcore._frame import Envelope
+from zmqcore._retention import Lane
 from zmqcore.codec import get_codec
 
 TOPIC = b"bench"
@@ -52,3 +54,27 @@ def test_1000_casts(benchmark: BenchmarkFixture, channel: Channel) -> None:
         return last
 
     assert benchmark(thousand) >= 1000
+
+
+@pytest.mark.benchmark(group="channel: 1000 one way")
+def test_1000_accepted_casts(benchmark: BenchmarkFixture, channel: Channel) -> None:
+    """Sent and kept, run, acknowledged, and dropped."""
+    lane = Lane(channel.endpoint)
+
+    def thousand() -> bool:
+        for _ in range(1000):
+            channel.send_accepted(lane, "cast", TOPIC, "tick", BODY, None, b"", CODEC.id, TIMEOUT)
+        return lane.wait(TIMEOUT)
+
+    assert benchmark(thousand)
+    assert channel.stats()["retained"] == 0
+
+
+@pytest.mark.benchmark(group="channel: round trip")
+def test_submit(benchmark: BenchmarkFixture, channel: Channel) -> None:
+    """The same as a call, in two steps."""
+
+    def submitted() -> Envelope:
+        return channel.submit(TOPIC, "echo", BODY, None, b"", CODEC.id, TIMEOUT, None).envelope()
+
+    assert CODEC.decode(benchmark(submitted).body, []) == b"0123456789abcdef"

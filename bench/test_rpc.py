@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from zmqcore import AsyncClient, Client, Node
+from zmqcore import AsyncClient, Client, Node, RemoteError
 
 PAYLOAD = b"0123456789abcdef"
 TIMEOUT = 10.0
@@ -66,10 +66,96 @@ def test_1000_casts(benchmark: BenchmarkFixture, connect: Callable[..., Client],
     def thousand() -> int:
         for _ in range(1000):
             client.cast("tick", payload)
-        handled: int = client.call("finish")[0]
+        handled: int = client.call("finish")
         return handled
 
     assert benchmark(thousand) == 1000
+
+
+@pytest.mark.benchmark(group="rpc: 1000 casts")
+def test_1000_accepted_casts(benchmark: BenchmarkFixture, connect: Callable[..., Client]) -> None:
+    """Kept until they have been run, and that is waited for."""
+    client = connect().prepare(delivery="accepted")
+    client.call("finish")
+
+    def thousand() -> int:
+        for _ in range(1000):
+            client.cast("tick", PAYLOAD)
+        client.flush(TIMEOUT)
+        handled: int = client.call("finish")
+        return handled
+
+    assert benchmark(thousand) == 1000
+
+
+@pytest.mark.benchmark(group="rpc: call")
+def test_call_that_raises(benchmark: BenchmarkFixture, connect: Callable[..., Client]) -> None:
+    """With the remote traceback."""
+    client = connect()
+
+    def failed() -> str:
+        try:
+            client.call("fail")
+        except RemoteError as exc:
+            return exc.message
+        return ""
+
+    assert benchmark(failed) == "no such sku"
+
+
+@pytest.mark.benchmark(group="rpc: call")
+def test_submit(benchmark: BenchmarkFixture, connect: Callable[..., Client]) -> None:
+    """One future, waited for."""
+    client = connect()
+    assert benchmark(lambda: client.submit("echo", PAYLOAD).result(TIMEOUT)) == PAYLOAD
+
+
+@pytest.mark.benchmark(group="rpc: call")
+def test_call_with_several_members(
+    benchmark: BenchmarkFixture, start_server: Callable[..., str], node: Node
+) -> None:
+    """The way of a call that has a choice: two members in turn."""
+    endpoints = [start_server("tcp", "--workers=0"), start_server("ipc", "--workers=0")]
+    client = Client("bench", node=node, connect=endpoints, timeout=TIMEOUT)
+    assert len(client.gather("finish").results) == 2
+    assert benchmark(client.call, "echo", PAYLOAD) == PAYLOAD
+
+
+@pytest.mark.benchmark(group="rpc: to all")
+@pytest.mark.parametrize("operation", ["fanout", "gather"])
+def test_to_all(
+    benchmark: BenchmarkFixture, start_server: Callable[..., str], node: Node, operation: str
+) -> None:
+    """To two members."""
+    endpoints = [start_server("tcp", "--workers=0"), start_server("ipc", "--workers=0")]
+    client = Client("bench", node=node, connect=endpoints, timeout=TIMEOUT)
+    assert len(client.gather("finish").results) == 2
+    outcome = benchmark(getattr(client, operation), "echo", PAYLOAD)
+    assert len(outcome.sent if operation == "fanout" else outcome.results) == 2
+
+
+@pytest.mark.benchmark(group="rpc: 1000 items")
+def test_stream(benchmark: BenchmarkFixture, connect: Callable[..., Client]) -> None:
+    client = connect()
+    assert benchmark(lambda: sum(client.call("count", 1000))) == sum(range(1000))
+
+
+@pytest.mark.benchmark(group="rpc: call")
+@pytest.mark.parametrize("server", ["--workers=0", "--asyncio"])
+def test_await_call(
+    benchmark: BenchmarkFixture, start_server: Callable[..., str], node: Node, server: str
+) -> None:
+    """One coroutine, one call after the other: 10 in each run of the loop, which costs something, too."""
+    client = AsyncClient("bench", node=node, connect=start_server("tcp", server), timeout=TIMEOUT)
+
+    async def ten() -> bytes:
+        for _ in range(10):
+            answer: bytes = await client.call("echo", PAYLOAD)
+        return answer
+
+    with asyncio.Runner() as runner:
+        assert benchmark(lambda: runner.run(ten())) == PAYLOAD
+        runner.run(client.close())
 
 
 @pytest.mark.benchmark(group="rpc: 100 calls")

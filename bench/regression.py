@@ -1,0 +1,224 @@
+"""Run the unit benchmarks, count instructions, and compare both with a baseline; fails where it has become slower.
+
+::
+
+    python bench/regression.py                      # what `make bench` does
+    python bench/regression.py --store              # and keep it as the baseline of machines like this one
+    python bench/regression.py -k pool              # some of the benchmarks only, as pytest selects them
+    python bench/regression.py --only instructions
+
+What seems slower is measured again, twice at most, and the fastest counts: noise is rarely there three times, and a
+regression always. Writes ``build/bench/``: ``result.json`` (what a baseline is), ``summary.md`` and ``summary.svg``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from pathlib import Path
+
+import msgpack
+import zmq
+from baseline import (
+    BASELINES,
+    REFERENCE,
+    Measured,
+    Row,
+    changed_versions,
+    compare_instructions,
+    compare_times,
+    machine_class,
+)
+from instructions import CannotCount, count_instructions, valgrind_version
+from report import figure, picture, table, title
+
+BENCH = Path(__file__).resolve().parent
+ROOT = BENCH.parent
+RESULTS = ROOT / "build" / "bench"
+
+AGAIN = 2
+"""How often what seems slower is measured again."""
+
+PYTEST = [
+    *("-q", "-p", "no:cacheprovider", "--benchmark-quiet"),
+    # Rounds as short as this find a moment without a neighbour, and are long beside what reading the clock takes.
+    "--benchmark-min-time=0.00005",
+    "--benchmark-max-time=0.5",
+]
+
+
+class Failed(RuntimeError):
+    """A benchmark did not do what it measures."""
+
+
+def versions() -> dict[str, str]:
+    """Return what decides which instructions are executed, besides zmqcore."""
+    found = {
+        "python": platform.python_version(),
+        "pyzmq": zmq.pyzmq_version(),
+        "libzmq": zmq.zmq_version(),
+        "msgpack": ".".join(map(str, msgpack.version)),
+        "compiler": compiler_version(),
+    }
+    try:
+        found["valgrind"] = valgrind_version()
+    except CannotCount:
+        pass
+    return found
+
+
+def compiler_version() -> str:
+    """Return the first line of what the C compiler says of itself, or an empty text if there is none."""
+    command = (os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc").split()[0]
+    try:
+        said = subprocess.run([command, "--version"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return said.partition("\n")[0]
+
+
+def environment_for(package: Path) -> dict[str, str]:
+    """Return an environment in which ``import zmqcore`` finds the one in the directory ``package``."""
+    paths = [str(package.resolve()), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+
+
+def run_benchmarks(words: list[str], package: Path, tolerant: bool = False) -> dict[str, float]:
+    """Run the benchmarks that ``words`` select for pytest; return the fastest round of each, in ns.
+
+    ``tolerant``: benchmarks may fail, as those of what an older zmqcore does not have; they are left out.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        out = Path(directory) / "benchmarks.json"
+        # -P: not the zmqcore of the current directory, but that of PYTHONPATH.
+        command = [sys.executable, "-P", "-m", "pytest", *PYTEST, f"--benchmark-json={out}", *words]
+        if tolerant:
+            command.append("--continue-on-collection-errors")
+        ended = subprocess.run(command, cwd=ROOT, env=environment_for(package), check=False)
+        if ended.returncode and not (tolerant and ended.returncode == 1):
+            raise Failed(f"the benchmarks ended with {ended.returncode}")
+        saved = json.loads(out.read_text())
+    where = Path(saved["machine_info"]["zmqcore"])
+    if package.resolve() not in where.parents:
+        raise Failed(f"{where} was measured instead of {package}")
+    return {
+        bench["fullname"].removeprefix("bench/"): bench["stats"]["min"] * 1e9 for bench in saved["benchmarks"]
+    }
+
+
+def slower(rows: list[Row]) -> list[str]:
+    return [row.name for row in rows if row.verdict == "slower"]
+
+
+def measure(options: argparse.Namespace, words: list[str], before: Measured | None) -> Measured:
+    """Measure what is asked for; times that seem slower than ``before`` again, and all that are to be kept."""
+    now = Measured(machine_class(), versions())
+    if options.only != "instructions":
+        tolerant = options.package != ROOT
+        now.merge(run_benchmarks([str(BENCH), *words], options.package, tolerant))
+        for _ in range(AGAIN):
+            suspects = list(now.times_ns) if options.store else slower(compare_times(now, before))
+            if not suspects:
+                break
+            print(f"again: {len(suspects)} benchmarks", flush=True)
+            names = [f"bench/{name}" for name in {REFERENCE, *suspects}]
+            now.merge(run_benchmarks(names, options.package))
+    if options.only != "times" and not words:
+        print("counting instructions ...", flush=True)
+        try:
+            now.instructions = count_instructions(environment_for(options.package))
+        except CannotCount as exc:
+            print(f"NO INSTRUCTIONS COUNTED: {exc}")
+    return now
+
+
+def introduce(now: Measured, before: Measured | None, path: Path) -> None:
+    """Say what is compared with what."""
+    if before is None:
+        print(
+            f"\nNOTHING TO COMPARE WITH: there is no baseline for machines of the class {now.machine}.\n"
+            f"  make bench ARGS=--store     keeps these figures as {path.relative_to(ROOT)}"
+        )
+        return
+    print(f"\ncompared with {path.relative_to(ROOT) if path.is_relative_to(ROOT) else path}")
+    changed = changed_versions(now, before)
+    if changed and now.instructions:
+        listed = ", ".join(
+            f"{name} {then or 'none'} (now {here or 'none'})" for name, (then, here) in changed.items()
+        )
+        print(f"INSTRUCTIONS ARE NOT COMPARED: the baseline is of {listed}")
+
+
+def name_gone(now: Measured, before: Measured) -> None:
+    """Say which of the baseline's benchmarks and scenarios there are no more."""
+    pairs = ((now.times_ns, before.times_ns), (now.instructions, before.instructions))
+    gone = [name for here, then in pairs if here for name in sorted(then.keys() - here.keys())]
+    if gone:
+        print(f"in the baseline, but not here: {', '.join(gone)}")
+
+
+def write(rows: list[Row], now: Measured) -> None:
+    """Write the results, and print the table."""
+    heading = f"zmqcore on {now.machine}"
+    text = table(rows)
+    now.save(RESULTS / "result.json")
+    (RESULTS / "summary.md").write_text(f"# {heading}\n\n{text}", encoding="utf-8")
+    (RESULTS / "summary.svg").write_text(picture(rows, heading), encoding="utf-8")
+    print(f"\n{text}\n{RESULTS.relative_to(ROOT)}/summary.md, summary.svg, result.json")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__.partition("\n")[0], epilog="All else goes to pytest."
+    )
+    parser.add_argument(
+        "--baseline", type=Path, help="compare with this file (default: that of this machine's class)"
+    )
+    parser.add_argument("--store", action="store_true", help="keep what is measured as the baseline")
+    parser.add_argument(
+        "--save", type=Path, help="write what is measured to this file, and compare with nothing"
+    )
+    parser.add_argument(
+        "--package", type=Path, default=ROOT, help="measure the zmqcore that is built in this directory"
+    )
+    parser.add_argument("--only", choices=["times", "instructions"], help="and not the other")
+    options, words = parser.parse_known_args()
+    path = options.baseline or BASELINES / f"{machine_class()}.json"
+    compared = path if path.exists() and not options.save and not options.store else None
+    if options.baseline and not path.exists():
+        parser.error(f"there is no {path}")
+    before = None if compared is None else Measured.load(compared)
+    try:
+        now = measure(options, words, before)
+    except Failed as exc:
+        print(exc, file=sys.stderr)
+        return 1
+    if options.save:
+        now.save(options.save)
+        return 0
+    if options.store:
+        kept = now.kept_over(Measured.load(path) if path.exists() else None)
+        kept.save(path)
+        print(f"kept as {path}")
+        return 0
+    rows = compare_times(now, before) + compare_instructions(now, before)
+    introduce(now, before, path)
+    if before is not None and not words:
+        name_gone(now, before)
+    write(rows, now)
+    for row in (row for row in rows if row.verdict == "slower"):
+        was = figure(row, row.before or 0.0)
+        print(
+            f"SLOWER: {title(row)}: {figure(row, row.now)}, was {was}: {row.ratio:.2f}, limit {row.limit:.2f}"
+        )
+    return 1 if slower(rows) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

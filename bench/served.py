@@ -1,0 +1,85 @@
+"""The server of the unit benchmarks: ``python served.py ENDPOINT [--workers N | --asyncio]``.
+
+It says where it listens, in a line of JSON, and ends with its standard input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from zmqcore import AsyncServer, Node, Server
+
+
+class Target:
+    """The object whose methods are called from afar."""
+
+    def __init__(self) -> None:
+        self.handled = 0
+
+    def echo(self, payload: Any) -> Any:
+        return payload
+
+    def tick(self, _payload: Any) -> None:
+        self.handled += 1
+
+    def finish(self) -> int:
+        """Return how many ticks there were since the last time."""
+        handled, self.handled = self.handled, 0
+        return handled
+
+    def count(self, n: int) -> Iterator[int]:
+        yield from range(n)
+
+    def fail(self) -> None:
+        raise LookupError("no such sku")
+
+
+class AsyncTarget:
+    """The same for an event loop, as far as it differs there."""
+
+    async def echo(self, payload: Any) -> Any:
+        return payload
+
+
+def say(endpoint: str) -> None:
+    print(json.dumps({"endpoint": endpoint}), flush=True)
+
+
+def end_with_input() -> None:
+    sys.stdin.read()
+    os._exit(0)
+
+
+async def serve_coroutines(endpoint: str) -> None:
+    server = AsyncServer("bench", AsyncTarget(), node=Node("memory://bench"), bind=endpoint)
+    await server.start()
+    say(server.endpoints[0])
+    await asyncio.Event().wait()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("endpoint")
+    parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--asyncio", action="store_true")
+    options = parser.parse_args()
+    threading.Thread(target=end_with_input, daemon=True).start()
+    if options.asyncio:
+        asyncio.run(serve_coroutines(options.endpoint))
+    else:
+        node = Node("memory://bench")
+        server = Server("bench", Target(), node=node, workers=options.workers, bind=options.endpoint)
+        server.start()
+        say(server.endpoints[0])
+        threading.Event().wait()
+
+
+if __name__ == "__main__":
+    main()
