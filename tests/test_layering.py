@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 # may use each other. What is not in a room's list is up or sideways.
 BASE = ["errors", "_version"]
 SOCKET = [*BASE, "_libzmq", "_frame", "_socket"]
-CHANNEL = [*SOCKET, "_retention", "_channel"]
+CHANNEL = [*SOCKET, "_deadlines", "_retention", "_channel"]
 PORT = [*SOCKET, "_duplicates", "_request", "_port"]
 LAYERS: dict[str, list[str]] = {
     "_version": [],
@@ -30,8 +30,10 @@ LAYERS: dict[str, list[str]] = {
     "_libzmq": [*BASE],
     "_frame": [*BASE, "_libzmq"],
     "_socket": [*BASE, "_libzmq"],
+    "_deadlines": [*BASE],
     "_retention": [*SOCKET],
-    "_channel": [*SOCKET, "_retention"],
+    "_channel": [*SOCKET, "_deadlines", "_retention"],
+    "_loop": [*CHANNEL],
     "_duplicates": [*SOCKET],
     "_request": [*SOCKET, "_duplicates"],
     "_port": [*SOCKET, "_duplicates", "_request"],
@@ -52,7 +54,7 @@ VALUES = [*BASE, "topic", "endpoint", "runtime_dir"]
 LAYERS["matchmaker"] = VALUES
 LAYERS["node"] = [*VALUES, "codec", "matchmaker", "attendant", "redelivery", *CHANNEL, *PORT, "_pool"]
 LAYERS["rpc"] = [*VALUES, "codec", "matchmaker", "node", "redelivery", "_frame", "_retention", "_channel"]
-LAYERS["rpc"] += ["_request", "_port", "_pool"]
+LAYERS["rpc"] += ["_loop", "_request", "_port", "_pool"]
 LAYERS["router"] = LAYERS["node"] + ["node"]
 # The package itself only gathers the public names.
 LAYERS[""] = [*VALUES, "codec", "matchmaker", "node", "rpc"]
@@ -61,9 +63,9 @@ BELOW = [*LAYERS]
 LAYERS["oslo"] = BELOW
 LAYERS["cli"] = [*BELOW, "router"]
 
-CORE = ["_libzmq", "_frame", "_socket", "_retention", "_channel", "_table", "_pool"]
+CORE = ["_libzmq", "_frame", "_socket", "_deadlines", "_retention", "_channel", "_table", "_pool"]
 CORE += ["_duplicates", "_request", "_port"]
-COMPILED = [*CORE, "_body"]
+COMPILED = [*CORE, "_loop", "_body"]
 
 # room -> imported names (fnmatch) it promises not to need, at any depth of the file.
 PROMISES: dict[str, list[str]] = {

@@ -3,6 +3,7 @@
 from libc.stddef cimport size_t
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 
+from zmqcore._deadlines cimport Deadlines
 from zmqcore._frame cimport Envelope, Header, Parcel
 from zmqcore._libzmq cimport zc_msg_t
 from zmqcore._retention cimport Lane, Retained, Retention
@@ -80,7 +81,7 @@ cdef class Channel:
     cdef Wakes owed             # whose requests have ended: woken when the lock is released, best without the GIL
     cdef dict followers         # Pending -> None, in order of arrival: whose threads are parked
     cdef list finished          # Pendings with a callback that has not been called yet
-    cdef list expiring          # heap of (deadline, id) of Pendings whose sender does not wait
+    cdef Deadlines expiring     # of Pendings whose sender does not wait
     cdef uint64_t n_hurried     # of those, how many are hurried
     cdef Py_ssize_t inside      # threads between waiting and leaving; the last one out closes a closed socket
     cdef object attention       # called with the channel when a Pending has nobody who waits for it; or None

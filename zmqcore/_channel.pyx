@@ -27,7 +27,6 @@ Invariants, under the socket's lock:
   I4. acked_id <= sent_id; sent_bytes - acked_bytes is what the window holds.
 """
 
-import heapq
 from collections import deque
 
 import zmq
@@ -41,6 +40,7 @@ from libc.errno cimport EAGAIN
 from libc.stddef cimport size_t
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
+from zmqcore._deadlines cimport Deadlines
 from zmqcore._frame cimport (
     FLAG_FLOW, FLAG_IDENTIFIED, HEADER_BYTES, IDENTITY_BYTES, KIND_ACK, KIND_CALL, KIND_CANCEL, KIND_CAST,
     KIND_CREDIT, KIND_ERROR, KIND_GOODBYE, KIND_HELLO, KIND_ITEM, KIND_PING, KIND_PONG, KIND_REPLY, NO_DEADLINE,
@@ -264,7 +264,7 @@ cdef class Channel:
         self.pending = {}
         self.followers = {}
         self.finished = []
-        self.expiring = []
+        self.expiring = Deadlines.__new__(Deadlines)
 
     def __dealloc__(self):
         PyMem_RawFree(self.sent_bytes_at)
@@ -486,14 +486,14 @@ cdef class Channel:
             self._ask_for_hello()
             self._drain()
             now = now_ns()
-            while self.expiring:
-                next_deadline, number = self.expiring[0]
-                pending = self.pending.get(number)
+            while self.expiring.n:
+                next_deadline = self.expiring.heap[0].deadline
+                pending = self.pending.get(self.expiring.heap[0].id)
                 if pending is not None and (pending.outcome != OUTCOME_WAITING or pending.deadline != next_deadline):
                     pending = None      # a stream, which waits under another deadline or not at all
                 if pending is not None and next_deadline > now:
                     return min((next_deadline - now) / 1e9, self._tend_after(HELLO_INTERVAL / 1e9))
-                heapq.heappop(self.expiring)
+                self.expiring.pop()
                 if pending is not None:
                     self._expire(pending)
                     if pending.items is not None:
@@ -549,7 +549,7 @@ cdef class Channel:
         self.shared.enter()
         try:
             self.loop_thread = 0
-            orphaned = len(self.expiring) > 0 or self.on_clean is not None
+            orphaned = self.expiring.n > 0 or self.on_clean is not None
             self.attended = orphaned
         finally:
             self._unlock()
@@ -739,7 +739,7 @@ cdef class Channel:
                     self.n_hurried += 1
                 self._expect(pending)
                 # Who attends sleeps until the deadline that was the first one.
-                attend = not self.attended or self.expiring[0][1] == pending.id or (
+                attend = not self.attended or self.expiring.heap[0].id == pending.id or (
                     reply == TO_CALLBACK and self.n_hurried == 1)
         finally:
             if retained is not None:
@@ -757,17 +757,17 @@ cdef class Channel:
     cdef int _expect(self, Pending pending) except -1:
         """Have attend() end ``pending`` at its deadline."""
         cdef Pending other
-        if len(self.expiring) > 64 + 2 * len(self.pending):
+        cdef Deadlines left
+        cdef Py_ssize_t i
+        if self.expiring.n > 64 + 2 * len(self.pending):
             # Most have ended before their deadlines, or wait for the next item under another one.
-            left = []
-            for deadline, number in self.expiring:
-                other = self.pending.get(number)
-                if other is not None and other.deadline == deadline:
-                    left.append((deadline, number))
+            left = Deadlines.__new__(Deadlines)
+            for i in range(self.expiring.n):
+                other = self.pending.get(self.expiring.heap[i].id)
+                if other is not None and other.deadline == self.expiring.heap[i].deadline:
+                    left.push(other.deadline, other.id)
             self.expiring = left
-            heapq.heapify(left)
-        heapq.heappush(self.expiring, (pending.deadline, pending.id))
-        return 0
+        return self.expiring.push(pending.deadline, pending.id)
 
     cdef int _send(
         self, Parcel *parcel, Pending pending, int64_t deadline, bint carries_deadline, bint expects_reply,

@@ -110,7 +110,8 @@ KINDS = {
     "ack": KIND_ACK, "ping": KIND_PING, "pong": KIND_PONG, "hello": KIND_HELLO, "goodbye": KIND_GOODBYE,
     "cancel": KIND_CANCEL, "item": KIND_ITEM, "credit": KIND_CREDIT,
 }
-_KIND_NAMES = {int(number): name for name, number in KINDS.items()}
+# Their names by number; what is no kind has none.
+cdef tuple _KIND_NAMES = ("", *sorted(KINDS, key=KINDS.__getitem__))
 
 cdef unsigned char MAGIC_0 = 0x7A
 cdef unsigned char MAGIC_1 = 0x43
@@ -242,7 +243,7 @@ cdef class Envelope:
     @property
     def kind(self) -> str:
         """What the envelope is: a key of :data:`KINDS`; "" for one that was not received."""
-        return _KIND_NAMES.get(self.header.kind, "")
+        return _KIND_NAMES[self.header.kind if self.header.kind <= KIND_LAST else 0]
 
     @property
     def flags(self) -> int:

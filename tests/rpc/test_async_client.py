@@ -347,7 +347,7 @@ def test_a_third_of_1000_calls_is_cancelled(peers: Peers, node: Node) -> None:
         assert after["calls"] - before["calls"] == 1000 + (1000 - cancelled)
         assert after["replies"] - before["replies"] == 2 * (1000 - cancelled)
         assert (after["outstanding_calls"], after["timeouts"], after["lost"]) == (0, 0, 0)
-        assert not loops.channels_of_running_loop(node)._futures
+        assert loops.channels_of_running_loop(node).n_awaited == 0
 
     asyncio.run(main())
 

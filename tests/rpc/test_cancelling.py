@@ -250,7 +250,7 @@ def test_a_storm(peers: Peers, node: Node) -> None:
         assert all(was or result == "s" for result, was in zip(results, cancelled, strict=True))
         assert 0 < sum(cancelled) <= len(tasks[::3])
         assert not any(was for number, was in enumerate(cancelled) if number % 3)
-        assert not loops.channels_of_running_loop(node)._futures
+        assert loops.channels_of_running_loop(node).n_awaited == 0
         stats = channel.stats()
         assert stats["calls"] == stats["replies"] + stats["cancelled"]
         assert (stats["outstanding_calls"], stats["timeouts"], stats["lost"]) == (0, 0, 0)

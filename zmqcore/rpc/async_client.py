@@ -6,6 +6,7 @@ import asyncio
 import time
 import weakref
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeGuard, TypeVar
 
@@ -60,7 +61,12 @@ class AsyncClient(BaseClient):
         if target is not None and self.hedge_after is None:
             try:
                 endpoint = target.endpoint
-                envelope = await channels.call(endpoint, request, deadline)
+                reply = channels.ask(endpoint, request, deadline)
+                if reply is None:
+                    envelope = await channels.call(endpoint, request, deadline)
+                else:
+                    await reply
+                    envelope = reply.envelope()
                 return faults.outcome(envelope, self._codec, endpoint, channels.stream)
             except Refused as exc:
                 search = self._search(deadline)
@@ -69,15 +75,13 @@ class AsyncClient(BaseClient):
             search = self._search(deadline)
         if self.hedge_after is not None:
             return await self._call_hedged(channels, request, search, self.hedge_after)
-        return await self._place(
-            channels, lambda target: self._call(channels, target.endpoint, request, deadline), search
-        )
+        return await self._place(channels, partial(self._call, channels, request, deadline), search)
 
     async def _call(
-        self, channels: LoopChannels, endpoint: str, request: Message, deadline: float | None
+        self, channels: LoopChannels, request: Message, deadline: float | None, target: Target
     ) -> Any:
-        envelope = await channels.call(endpoint, request, deadline)
-        return faults.outcome(envelope, self._codec, endpoint, channels.stream)
+        envelope = await channels.call(target.endpoint, request, deadline)
+        return faults.outcome(envelope, self._codec, target.endpoint, channels.stream)
 
     async def cast(self, method: str, /, *args: Any, **kwargs: Any) -> None:
         """Have ``method`` run on one server; see :meth:`Client.cast`."""
@@ -263,7 +267,7 @@ class AsyncClient(BaseClient):
 
         def ask(target: Target) -> Awaitable[Any]:
             asked.append(target)
-            return self._call(channels, target.endpoint, request, search.deadline)
+            return self._call(channels, request, search.deadline, target)
 
         async def ask_another() -> Any:
             other = self._other(asked[-1]) if asked else None

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from zmqcore import errors
 from zmqcore._channel import Channel, Pending
 from zmqcore._frame import Envelope
+from zmqcore._loop import Driven, LoopCalls
 from zmqcore._retention import Lane
 from zmqcore.node import Node
 from zmqcore.rpc.deadline import check_time, time_left
@@ -38,38 +39,7 @@ _UNANNOUNCED_BYTES = 1 << 18
 T = TypeVar("T")
 
 
-class _Driven:
-    """One channel while this loop drives it."""
-
-    __slots__ = (
-        "adopted",
-        "announced",
-        "channel",
-        "deadline",
-        "fd",
-        "look_due",
-        "node",
-        "timer",
-        "used",
-        "waiting",
-        "waiting_to_accept",
-    )
-
-    def __init__(self, channel: Channel, node: Node) -> None:
-        self.channel = channel
-        self.node = node
-        self.fd = channel.fd
-        self.adopted = channel.adopt()  # not if another loop has: then both read it
-        self.announced = channel.peer_instance is not None
-        self.timer: asyncio.TimerHandle | None = None
-        self.deadline = 0.0  # that the timer is for
-        self.look_due = False
-        self.used = True
-        self.waiting: deque[asyncio.Event] = deque()  # for room in the window, first come first served
-        self.waiting_to_accept: deque[asyncio.Event] = deque()  # likewise, for something to be finished
-
-
-class LoopChannels:
+class LoopChannels(LoopCalls):
     """Drive channels of ``node``'s pool by the running loop: no thread and no task per call.
 
     The loop waits on each channel's descriptor; one look at the channel then resolves every future whose reply has
@@ -81,31 +51,22 @@ class LoopChannels:
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, node: Node) -> None:
-        self.loop = loop
+        # What the loop calls later shall not keep the context of some request, nor see it.
+        super().__init__(loop, contextvars.Context())
         self._node = weakref.ref(node)  # as long as a channel is driven, that holds it
-        self._thread = threading.get_ident()
-        self._by_endpoint: dict[str, _Driven] = {}
-        self._all: set[_Driven] = set()
+        self._all: set[Driven] = set()
         self._held: set[Channel] = set()  # the channels of _all, for when the loop is garbage
-        self._futures: dict[Pending, asyncio.Future[None]] = {}
-        self._settle = _settler(self)
         self._connecting: dict[str, asyncio.Task[None]] = {}
         self._connectors = asyncio.Semaphore(_CONNECTORS)
         self._sweeper: asyncio.TimerHandle | None = None
         self._closed = False
-        # What the loop calls later shall not keep the context of some request, nor see it.
-        self._context = contextvars.Context()
         abandoned = weakref.finalize(loop, _abandon, self._held, self._node)
         abandoned.atexit = False
         node.own(self)
 
-    def is_current(self) -> bool:
-        """Whether the calling thread runs this loop: asyncio.get_running_loop() makes a system call for that."""
-        return threading.get_ident() == self._thread and self.loop.is_running()
-
     def drives(self, endpoint: str) -> bool:
         """Whether there is a connection to ``endpoint`` already."""
-        driven = self._by_endpoint.get(endpoint)
+        driven = self.by_endpoint.get(endpoint)
         return driven is not None and driven.channel.usable
 
     async def call(self, endpoint: str, request: Message, deadline: float | None) -> Envelope:
@@ -113,7 +74,7 @@ class LoopChannels:
 
         Cancelling gives the call up, and tells the server. Raises as Channel.call() and ChannelPool.acquire() do.
         """
-        driven = self._by_endpoint.get(endpoint)
+        driven = self.by_endpoint.get(endpoint)
         if driven is None or not driven.channel.usable:
             driven = await self.drive(endpoint, deadline)
         if not driven.announced:
@@ -123,48 +84,29 @@ class LoopChannels:
         pending: Pending | None = None
         if not driven.waiting:
             try:
-                pending = submit(*request, left, self._settle)
+                pending = submit(*request, left, self.settle)
             except errors.Overloaded:
                 pass
         if pending is None:
             pending = await self._in_turn(
-                driven, driven.waiting, deadline, lambda: submit(*request, time_left(deadline), self._settle)
+                driven, driven.waiting, deadline, lambda: submit(*request, time_left(deadline), self.settle)
             )
-        self._sent(driven, deadline)
-        await self._end(pending, driven)
-        return pending.envelope()
-
-    async def _end(self, pending: Pending, driven: _Driven) -> None:
-        """Wait until ``pending`` has ended; if that is cancelled, give it up."""
-        future: asyncio.Future[None] = self.loop.create_future()
-        self._futures[pending] = future
-        try:
-            if (
-                not pending.done
-            ):  # else it may have been settled, by another thread, before the future was there
-                await future
-        except BaseException:
-            pending.close()
-            self._told(driven)
-            raise
-        finally:
-            del self._futures[pending]
+        reply = self.expect(pending, driven)
+        self.sent(driven, deadline)
+        await reply
+        return reply.envelope()
 
     def stream(self, pending: Pending, read: Read) -> AsyncStream:
         """Return the stream that ``pending``, a call on this loop, was answered by."""
         driven = next(driven for driven in self._all if driven.channel is pending.channel)
-        return AsyncStream(pending, read, partial(self._item, driven, pending), partial(self._told, driven))
+        return AsyncStream(pending, read, partial(self._item, driven, pending), partial(self.told, driven))
 
-    async def _item(self, driven: _Driven, pending: Pending, timeout: float | None) -> None:
+    async def _item(self, driven: Driven, pending: Pending, timeout: float | None) -> None:
         """Wait until the next item of ``pending`` is there, or it has ended; by its own deadline at the latest."""
-        if pending.notify(self._settle):
-            self._sent(driven, None if timeout is None else time.monotonic() + timeout)
-            await self._end(pending, driven)
-
-    def _told(self, driven: _Driven) -> None:
-        """The server was told something, perhaps by a finalizer, on any thread and after the loop's end."""
-        if threading.get_ident() == self._thread and not self.loop.is_closed():
-            self._sent(driven, None)
+        if pending.notify(self.settle):
+            reply = self.expect(pending, driven)
+            self.sent(driven, None if timeout is None else time.monotonic() + timeout)
+            await reply
 
     async def send(
         self, endpoint: str, kind: str, request: Message, deadline: float | None, lane: Lane | None = None
@@ -173,7 +115,7 @@ class LoopChannels:
 
         Raises as Channel.send() or send_accepted() and ChannelPool.acquire() do.
         """
-        driven = self._by_endpoint.get(endpoint)
+        driven = self.by_endpoint.get(endpoint)
         if driven is None or not driven.channel.usable:
             driven = await self.drive(endpoint, deadline)
         if not driven.announced:
@@ -192,11 +134,11 @@ class LoopChannels:
                 pass
         if not sent:
             await self._in_turn(driven, waiting, deadline, lambda: send(kind, *request, 0.0))
-        self._sent(driven, None)
+        self.sent(driven, None)
 
     async def _in_turn(
         self,
-        driven: _Driven,
+        driven: Driven,
         waiting: deque[asyncio.Event],
         deadline: float | None,
         attempt: Callable[[], T],
@@ -208,7 +150,7 @@ class LoopChannels:
         turn = asyncio.Event()
         waiting.append(turn)
         # What was sent so far is on its way; its acknowledgement is what makes room.
-        self._sent(driven, None)
+        self.sent(driven, None)
         try:
             while True:
                 if driven not in self._all and not self._closed:
@@ -232,13 +174,13 @@ class LoopChannels:
                     async with asyncio.timeout(left):
                         await turn.wait()
                 except TimeoutError:
-                    self._look(driven)
+                    self.sent(driven, None)  # have the loop look
         finally:
             waiting.remove(turn)
             if waiting:
                 waiting[0].set()
 
-    async def _hear_hello(self, driven: _Driven, request: Message, deadline: float | None) -> None:
+    async def _hear_hello(self, driven: Driven, request: Message, deadline: float | None) -> None:
         """A large message may be more than the server takes: have it say what it takes before."""
         channel = driven.channel
         if channel.peer_instance is None:
@@ -250,10 +192,10 @@ class LoopChannels:
 
     # -- channels come and go ------------------------------------------------------------------------------
 
-    async def drive(self, endpoint: str, deadline: float | None) -> _Driven:
+    async def drive(self, endpoint: str, deadline: float | None) -> Driven:
         """Let this loop drive the channel to ``endpoint``, an open one or, by ``deadline``, a new one."""
         while True:
-            driven = self._by_endpoint.get(endpoint)
+            driven = self.by_endpoint.get(endpoint)
             if driven is not None and driven.channel.usable:
                 return driven
             node = self._open_node()
@@ -265,7 +207,7 @@ class LoopChannels:
             if connecting is None or connecting.done():
                 # One thread, however many wait for this endpoint.
                 connecting = self.loop.create_task(
-                    self._connect(node, endpoint, deadline), context=self._context.copy()
+                    self._connect(node, endpoint, deadline), context=self.context.copy()
                 )
                 self._connecting[endpoint] = connecting
                 connecting.add_done_callback(lambda task: self._connected(endpoint, task))
@@ -309,21 +251,21 @@ class LoopChannels:
         if not task.cancelled():
             task.exception()  # all who waited for it may have been cancelled: that it failed is no news then
 
-    def _take_up(self, channel: Channel, node: Node) -> _Driven:
+    def _take_up(self, channel: Channel, node: Node) -> Driven:
         """``channel`` has been acquired: drive it."""
         endpoint = channel.endpoint
-        driven = self._by_endpoint.get(endpoint)
+        driven = self.by_endpoint.get(endpoint)
         if driven is not None and driven.channel is channel:
             node.pool.release(channel)  # another task was faster
             return driven
-        driven = _Driven(channel, node)
+        driven = Driven(channel, node)
         self._all.add(driven)
         self._held.add(channel)
-        self._by_endpoint[endpoint] = driven
-        self._context.copy().run(self.loop.add_reader, driven.fd, self._look, driven)
+        self.by_endpoint[endpoint] = driven
+        self.context.copy().run(self.loop.add_reader, driven.fd, self._look, driven)
         if self._sweeper is None:
-            self._sweeper = self.loop.call_later(_IDLE, self._sweep, context=self._context)
-        self._sent(driven, None)
+            self._sweeper = self.loop.call_later(_IDLE, self._sweep, context=self.context)
+        self.sent(driven, None)
         return driven
 
     def _sweep(self) -> None:
@@ -335,15 +277,15 @@ class LoopChannels:
             elif driven.channel.clean and not driven.waiting:
                 self._let_go(driven)
         if self._all:
-            self._sweeper = self.loop.call_later(_IDLE, self._sweep, context=self._context)
+            self._sweeper = self.loop.call_later(_IDLE, self._sweep, context=self.context)
 
-    def _let_go(self, driven: _Driven) -> None:
+    def _let_go(self, driven: Driven) -> None:
         channel = driven.channel
         if driven not in self._all:
             return
         self._all.discard(driven)
-        if self._by_endpoint.get(channel.endpoint) is driven:
-            del self._by_endpoint[channel.endpoint]
+        if self.by_endpoint.get(channel.endpoint) is driven:
+            del self.by_endpoint[channel.endpoint]
         if driven.timer is not None:
             driven.timer.cancel()
         if not self.loop.is_closed():
@@ -370,7 +312,7 @@ class LoopChannels:
 
     def close_down(self, timeout: float) -> None:
         """The node is being closed: give all channels back, whose sockets are closed next. Called by any thread."""
-        if self.loop.is_closed() or threading.get_ident() == self._thread or not self.loop.is_running():
+        if self.loop.is_closed() or threading.get_ident() == self.thread or not self.loop.is_running():
             self._close()
         else:
             on_loop(self.loop, self._close, timeout)
@@ -385,36 +327,27 @@ class LoopChannels:
 
     # -- driving -------------------------------------------------------------------------------------------
 
-    def _sent(self, driven: _Driven, deadline: float | None) -> None:
-        """Something was sent: look at the channel once at the end of this turn, and at the deadline."""
-        driven.used = True
-        if not driven.look_due:
-            driven.look_due = True
-            self.loop.call_soon(self._look, driven, context=self._context)
-        if deadline is not None and (driven.timer is None or deadline < driven.deadline):
-            self._arm(driven, deadline)
-
-    def _arm(self, driven: _Driven, deadline: float) -> None:
+    def _arm(self, driven: Driven, deadline: float) -> None:
         if driven.timer is not None:
             driven.timer.cancel()
         driven.deadline = deadline
         left = max(0.0, deadline - time.monotonic())
-        driven.timer = self.loop.call_later(left, self._expire, driven, context=self._context)
+        driven.timer = self.loop.call_later(left, self._expire, driven, context=self.context)
 
-    def _expire(self, driven: _Driven) -> None:
+    def _expire(self, driven: Driven) -> None:
         driven.timer = None
         left = self._look(driven)
         if left is not None:
             self._arm(driven, time.monotonic() + left)
 
-    def _look(self, driven: _Driven) -> float | None:
+    def _look(self, driven: Driven) -> float | None:
         """Take what has come; return how many seconds are left until the next deadline."""
         driven.look_due = False
         channel = driven.channel
         if driven not in self._all:
             return None
         try:
-            left = channel.attend()
+            left = self.attend(channel)
         except errors.Closed:
             return None  # in a forked child
         if not channel.usable and _is_gone(channel):
@@ -428,35 +361,6 @@ class LoopChannels:
 
 def _is_gone(channel: Channel) -> bool:
     return channel.state_name in ("lost", "closed")
-
-
-def _settler(channels: LoopChannels) -> Callable[[Pending], None]:
-    """Return the callback for all requests of ``channels``, which any thread may call that drives a channel.
-
-    What is outside the loop must not keep it alive.
-    """
-    reference = weakref.ref(channels)
-    thread = channels._thread
-
-    def settle(pending: Pending) -> None:
-        channels = reference()
-        future = None if channels is None else channels._futures.get(pending)
-        if channels is None or future is None:
-            return
-        if threading.get_ident() != thread:
-            try:
-                channels.loop.call_soon_threadsafe(_resolve, future)
-            except RuntimeError:
-                pass  # the loop has been closed
-        elif not future.done():
-            future.set_result(None)
-
-    return settle
-
-
-def _resolve(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
 
 
 def _abandon(held: set[Channel], reference: weakref.ref[Node]) -> None:
