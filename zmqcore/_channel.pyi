@@ -46,7 +46,7 @@ class Channel:
         max_bytes: int = ...,
         max_buffers: int = 1024,
         liveness: float = 5.0,
-        spin: float = 60e-6,
+        spin: float = 100e-6,
         configure: Callable[[zmq.Socket[bytes]], object] | None = None,
         attention: Callable[[Channel], object] | None = None,
         undelivered: Callable[[list[Retained]], object] | None = None,

@@ -221,7 +221,7 @@ cdef class Channel:
 
     def __init__(
         self, context: zmq.Context, endpoint: str, *, window_messages: int = 4096, window_bytes: int = 1 << 26,
-        max_bytes: int = 1 << 28, max_buffers: int = 1024, liveness: float = 5.0, spin: float = 60e-6, configure=None,
+        max_bytes: int = 1 << 28, max_buffers: int = 1024, liveness: float = 5.0, spin: float = 100e-6, configure=None,
         attention=None, undelivered=None,
     ):
         cdef void *handle
@@ -1031,6 +1031,7 @@ cdef class Channel:
         """
         cdef Waiter waiter
         cdef int64_t budget = 0, began = 0, before
+        cdef bint judged = False
         cdef uint64_t received = 0
         cdef bint overdue = False
         if op.outcome != OUTCOME_WAITING:
@@ -1044,8 +1045,8 @@ cdef class Channel:
                     self.leader = op
                 if self.leader is op:
                     self._drain()
-                    if budget and (self.n_received_bytes != received or now_ns() - began > 3 * budget):
-                        self.shared.spin_result(budget, now_ns() - began)
+                    if judged and self.shared.spin_result(budget, began, self.n_received_bytes != received):
+                        judged = False
                         budget = 0
                     if not overdue and (
                             self.finished or (op.outcome == OUTCOME_WAITING and sent_buffers_returned())):
@@ -1058,7 +1059,8 @@ cdef class Channel:
                     if began == 0:
                         # Once for each request, however often libzmq signals for reasons of its own.
                         began = before
-                        budget = self.shared.spin_budget() if self.inside == 1 else 0
+                        judged = self.inside == 1
+                        budget = self.shared.spin_budget() if judged else 0
                         received = self.n_received_bytes
                     self.watched = True
                     wakes_move(&self.owed, &waiter.owed)

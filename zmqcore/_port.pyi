@@ -22,7 +22,7 @@ class Port(Answerer):
         max_buffers: int = 1024,
         high_water: int = 10_000,
         liveness: float = 5.0,
-        spin: float = 60e-6,
+        spin: float = 100e-6,
         configure: Callable[[zmq.Socket[bytes]], object] | None = None,
     ) -> None: ...
     inline: bool

@@ -82,7 +82,7 @@ cdef class Port(Answerer):
 
     def __init__(
         self, context: zmq.Context, endpoints, *, max_bytes: int = 1 << 28, max_buffers: int = 1024,
-        high_water: int = 10_000, liveness: float = 5.0, spin: float = 60e-6, configure=None,
+        high_water: int = 10_000, liveness: float = 5.0, spin: float = 100e-6, configure=None,
     ):
         socket = context.socket(zmq.ROUTER)
         bound = []
@@ -129,10 +129,10 @@ cdef class Port(Answerer):
         Closed once the port is closed, and InternalError if another thread is in receive().
         """
         cdef int64_t deadline = deadline_after(timeout)
-        cdef int64_t until, before, now, budget, tried = 0, spun_at = 0
+        cdef int64_t until, before, now, budget, tried = 0, began = 0
         cdef uint64_t received = 0
         cdef Py_ssize_t limit = max_messages
-        cdef bint spun = False, acknowledged = False
+        cdef bint spun = False, judged = False, acknowledged = False
         cdef list requests = []
         self._check()
         self.shared.enter()
@@ -152,9 +152,8 @@ cdef class Port(Answerer):
                         pass
                     if limit == 0:
                         self._set_aside()
-                    if tried and (self.n_received_bytes != received or now_ns() - spun_at > 3 * tried):
-                        self.shared.spin_result(tried, now_ns() - spun_at)
-                        tried = 0
+                    if judged and self.shared.spin_result(tried, began, self.n_received_bytes != received):
+                        judged = False
                     if requests:
                         break
                     if self.closed:
@@ -165,8 +164,11 @@ cdef class Port(Answerer):
                     before = now_ns()
                     if before >= deadline:
                         break
-                    budget = 0 if spun else self.shared.spin_budget()
-                    spun = True
+                    budget = 0
+                    if not spun:
+                        budget = tried = self.shared.spin_budget()
+                        spun = judged = True
+                        began, received = before, self.n_received_bytes
                     if not budget and not acknowledged:
                         # About to block: acknowledge what needs no reply; having sent, look again first.
                         acknowledged = True
@@ -176,7 +178,6 @@ cdef class Port(Answerer):
                     until = deadline
                     if budget:
                         until = min(before + budget, deadline)
-                        tried, spun_at, received = budget, before, self.n_received_bytes
                     elif self.owing or sent_buffers_held():
                         # The latter: perhaps nobody else comes by to release what the last reply has pinned.
                         until = min(before + ACK_CALLS_AFTER, deadline)

@@ -58,7 +58,8 @@ cdef class OpenFds:
 
 cdef class SpinScore:
     cdef int score                      # above 0: it has paid lately
-    cdef unsigned int skipped
+    cdef unsigned int asked
+    cdef int64_t blocked_ns             # what a wait takes that blocks at once, a running mean; 0: not known
 
 cdef class SharedSocket:
     cdef readonly object socket         # owned: the pyzmq socket; None once closed
@@ -80,5 +81,5 @@ cdef class SharedSocket:
     cdef int receive(self, zc_msg_t *message) except -1
     cdef int receive_rest(self, zc_msg_t *message) except -1
     cdef int64_t spin_budget(self) noexcept
-    cdef int spin_result(self, int64_t budget, int64_t waited) noexcept
+    cdef bint spin_result(self, int64_t budget, int64_t began, bint received) noexcept
     cdef int close_socket(self) except -1

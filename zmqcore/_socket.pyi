@@ -23,7 +23,7 @@ class SharedSocket:
     fd: int
     spin_ns: int
     def __init__(
-        self, socket: zmq.Socket[bytes], spin_seconds: float = 60e-6, spin_shared: SpinScore | None = None
+        self, socket: zmq.Socket[bytes], spin_seconds: float = 100e-6, spin_shared: SpinScore | None = None
     ) -> None: ...
 
 def generation() -> int: ...

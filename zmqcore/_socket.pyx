@@ -455,6 +455,10 @@ cdef class OpenFds:
 
 # For how long, in ns, a socket's own score says more than that of its kind.
 cdef int64_t SPIN_REMEMBERED = 50_000_000
+# One in so many waits blocks at once although spinning pays, to tell what it is worth; rarely enough for its price to
+# stay out of the slowest hundredth. And one in so many spins although it does not pay.
+cdef unsigned int BLOCKS_EVERY = 256
+cdef unsigned int SPINS_EVERY = 16
 
 
 @cython.final
@@ -474,7 +478,7 @@ cdef class SharedSocket:
     are used in turn.
     """
 
-    def __init__(self, socket: zmq.Socket, spin_seconds: float = 60e-6, spin_shared: SpinScore | None = None):
+    def __init__(self, socket: zmq.Socket, spin_seconds: float = 100e-6, spin_shared: SpinScore | None = None):
         cdef int fd = -1
         cdef size_t size = sizeof(int)
         self.socket = socket
@@ -544,25 +548,36 @@ cdef class SharedSocket:
     cdef int64_t spin_budget(self) noexcept:
         """Return for how many ns the next wait should spin: 0 when spinning has not paid lately."""
         cdef int64_t now = zc_coarse_now_ns()
+        cdef SpinScore shared = self.spin_shared
         if now - self.spin_asked > SPIN_REMEMBERED:
-            self.spin_score = self.spin_shared.score
+            self.spin_score = shared.score
         self.spin_asked = now
+        # Try the other way now and then: the load may have changed.
+        shared.asked += 1
         if self.spin_score > 0:
-            return self.spin_ns
-        # Try again now and then: the load may have changed.
-        self.spin_shared.skipped += 1
-        return self.spin_ns if self.spin_shared.skipped % 16 == 0 else 0
+            return self.spin_ns if shared.asked % BLOCKS_EVERY else 0
+        return 0 if shared.asked % SPINS_EVERY else self.spin_ns
 
-    cdef int spin_result(self, int64_t budget, int64_t waited) noexcept:
-        """Take note that a wait which spun for up to ``budget`` ns ended by a message, or not, after ``waited`` ns."""
-        cdef int change = 2
-        if waited > 3 * budget:
-            change = -1
-        elif waited >= budget:
-            return 0            # a near miss, which says neither
+    cdef bint spin_result(self, int64_t budget, int64_t began, bint received) noexcept:
+        """Take note of how a wait has ended for which spin_budget() gave ``budget``; return False if it has not yet.
+
+        A message has been ``received``; or has not for so long that spinning does not pay.
+        """
+        cdef int64_t waited = zc_now_ns() - began
+        cdef SpinScore shared = self.spin_shared
+        cdef int change = -1
+        if not received and waited <= 3 * self.spin_ns:
+            return False
+        if budget == 0:
+            waited = min(waited, 3 * self.spin_ns)
+            shared.blocked_ns += (waited - shared.blocked_ns) // 4 if shared.blocked_ns else waited
+            return True
+        # Where the CPUs are busy anyway nobody has to be woken from idleness, and who yields waits longer.
+        if waited < budget and (shared.blocked_ns == 0 or waited < shared.blocked_ns):
+            change = 2
         self.spin_score = max(0, min(self.spin_score + change, 8))
-        self.spin_shared.score = max(0, min(self.spin_shared.score + change, 8))
-        return 0
+        shared.score = max(0, min(shared.score + change, 8))
+        return True
 
     cdef int close_socket(self) except -1:
         """Close the socket, dropping what has not been sent. Nobody may wait on ``fd``; the lock is not held."""

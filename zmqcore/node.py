@@ -93,7 +93,7 @@ class Node:
         context: zmq.Context[zmq.Socket[bytes]] | None = None,
         codec: str | Codec = "msgpack",
         limits: Limits | None = None,
-        spin: float = 60e-6,
+        spin: float = 100e-6,
         window_messages: int = 4096,
         window_bytes: int = 1 << 26,
     ) -> None:
