@@ -2,7 +2,7 @@
  * The floor: what libzmq itself does on this machine, with nothing of Python in the way.
  *
  *   floor LIBZMQ server ENDPOINT     one ROUTER: echoes calls, counts one-way messages
- *   floor LIBZMQ client ENDPOINT     DEALERs: runs the tasks named on its standard input
+ *   floor LIBZMQ client ENDPOINT...  DEALERs: runs the tasks named on its standard input
  *
  * Both speak the line protocol of peer.py: one command per line on stdin, one JSON object per line on stdout, and they
  * end when stdin does. LIBZMQ is the library that pyzmq has loaded, so that all peers of one run measure the same
@@ -12,6 +12,11 @@
  *   inflight SIZE SECONDS DEPTH      DEPTH calls outstanding
  *   cast SIZE SECONDS                one way; timed from the first send to the last message counted at the server
  *   threads SIZE SECONDS THREADS     sequential calls, THREADS threads with a DEALER each (a socket cannot be shared)
+ *   fanout SIZE SECONDS              one way, each message to every ENDPOINT
+ *   open SIZE 0 COUNT                one call to each of COUNT addresses of the server, by a DEALER each, which is kept
+ *   kept SIZE SECONDS                calls on these in turn
+ *   shut 0 0                         close them
+ *   new SIZE SECONDS COUNT           calls to COUNT addresses in turn, with a DEALER for each call
  *   cpu                              CPU seconds this process has used so far
  *
  * All waiting is libzmq's own blocking send and receive. Payload: byte 0 is the kind, bytes 8..15 a sequence number
@@ -259,28 +264,34 @@ typedef struct {
     size_t sampled;
 } run_t;
 
+typedef void call_t(void *address, unsigned char *payload, size_t size, uint64_t number);
+
+static void call_on(void *dealer, unsigned char *payload, size_t size, uint64_t number)
+{
+    send_payload(dealer, payload, size, CALL, number);
+    receive_answer(dealer, size, number);
+}
+
 static int ascending(const void *a, const void *b)
 {
     uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
     return (x > y) - (x < y);
 }
 
-/* One call after the other; a fifth of the time (at most 0.1 s) goes before to warm up. */
-static void sequential(run_t *run, void *dealer)
+/* One call to `address` after the other; a fifth of the time (at most 0.1 s) goes before to warm up. */
+static void sequential(run_t *run, call_t *call, void *address)
 {
     unsigned char *payload = new_payload(run->size);
     uint64_t warm_ns = (uint64_t)((run->seconds / 5 < 0.1 ? run->seconds / 5 : 0.1) * 1e9);
     uint64_t begin = now_ns(), last = begin, number = 0, t;
 
     while (last - begin < warm_ns) {
-        send_payload(dealer, payload, run->size, CALL, number);
-        receive_answer(dealer, run->size, number++);
+        call(address, payload, run->size, number++);
         last = now_ns();
     }
     begin = last = now_ns();
     while (last - begin < (uint64_t)(run->seconds * 1e9)) {
-        send_payload(dealer, payload, run->size, CALL, number);
-        receive_answer(dealer, run->size, number++);
+        call(address, payload, run->size, number++);
         t = now_ns();
         if (run->sampled < MOST_SAMPLES)
             run->samples[run->sampled++] = (uint32_t)(t - last);
@@ -320,12 +331,12 @@ static void report(const run_t *run, double cpu)
            (double)run->worst_ns * 1e-3, (unsigned long long)run->calls_with_warmup, cpu_seconds() - cpu);
 }
 
-static void task_call(void *context, const char *endpoint, void *dealer, size_t size, double seconds)
+static void task_call(call_t *call, void *address, size_t size, double seconds)
 {
     double cpu = cpu_seconds();
     run_t run;
-    start_run(&run, context, endpoint, size, seconds);
-    sequential(&run, dealer);
+    start_run(&run, NULL, NULL, size, seconds);
+    sequential(&run, call, address);
     report(&run, cpu);
     free(run.samples);
 }
@@ -334,7 +345,7 @@ static void *one_thread(void *argument)
 {
     run_t *run = argument;
     void *dealer = connected(run->context, run->endpoint);
-    sequential(run, dealer);
+    sequential(run, call_on, dealer);
     zclose(dealer);
     return NULL;
 }
@@ -391,36 +402,141 @@ static void task_inflight(void *dealer, size_t size, double seconds, uint64_t de
     free(payload);
 }
 
-static void task_cast(void *dealer, size_t size, double seconds)
+/* How many messages the server of `dealer` has counted since the last time; *last becomes its clock if that is later. */
+static uint64_t counted(void *dealer, uint64_t *last)
 {
-    double cpu = cpu_seconds();
-    unsigned char *payload = new_payload(size);
-    uint64_t sent = 0, answer[2], begin, end;
+    unsigned char payload[SMALLEST] = { 0 };
+    uint64_t answer[2];
     msg_t message;
 
-    begin = now_ns();
-    end = begin + (uint64_t)(seconds * 1e9);
-    do {
-        send_payload(dealer, payload, size, CAST, sent++);
-    } while ((sent & 255) || now_ns() < end);
-    send_payload(dealer, payload, SMALLEST, FINISH, 0);
+    send_payload(dealer, payload, sizeof payload, FINISH, 0);
     msg_init(&message);
     check(msg_recv(&message, dealer, 0), "zmq_msg_recv");
     memcpy(answer, msg_data(&message), sizeof answer);
     msg_close(&message);
-    if (answer[0] != sent)
-        die("%llu messages sent, %llu counted", (unsigned long long)sent, (unsigned long long)answer[0]);
+    *last = answer[1] > *last ? answer[1] : *last;
+    return answer[0];
+}
+
+static void task_cast(void **dealers, int count, size_t size, double seconds)
+{
+    double cpu = cpu_seconds();
+    unsigned char *payload = new_payload(size);
+    uint64_t sent = 0, handled = 0, begin, end, last = 0;
+    int i;
+
+    if (size >= ZERO_COPY_BYTES)
+        die("one way: a payload of %zu bytes would be changed while it is sent", size);
+    for (i = 0; i < count; i++)
+        counted(dealers[i], &last);     /* connected */
+    begin = now_ns();
+    end = begin + (uint64_t)(seconds * 1e9);
+    do {
+        for (i = 0; i < count; i++)
+            send_payload(dealers[i], payload, size, CAST, sent);
+    } while ((++sent & 255) || now_ns() < end);
+    sent *= (uint64_t)count;
+    for (i = 0; i < count; i++)
+        handled += counted(dealers[i], &last);
+    if (handled != sent)
+        die("%llu messages sent, %llu counted", (unsigned long long)sent, (unsigned long long)handled);
     printf("{\"calls\": %llu, \"rate\": %.1f, \"total\": %llu, \"cpu\": %.6f}\n", (unsigned long long)sent,
-           (double)sent * 1e9 / (double)(answer[1] - begin), (unsigned long long)sent, cpu_seconds() - cpu);
+           (double)sent * 1e9 / (double)(last - begin), (unsigned long long)sent, cpu_seconds() - cpu);
     free(payload);
 }
 
-static void client(void *context, const char *endpoint)
+/* -- many endpoints ------------------------------------------------------------------------------------------------ */
+
+enum { MOST_DEALERS = 1000 };
+
+typedef struct {
+    void *context;
+    const char *port;           /* of a server that listens on all of 127.0.0.0/8 */
+    unsigned long count, next;
+    void *kept[MOST_DEALERS];
+} many_t;
+
+static void *connected_to(many_t *many, unsigned long number)
 {
-    void *dealer = connected(context, endpoint);
+    char endpoint[64];
+    snprintf(endpoint, sizeof endpoint, "tcp://127.1.%lu.%lu:%s", number / 250, 1 + number % 250, many->port);
+    return connected(many->context, endpoint);
+}
+
+static void call_kept(void *address, unsigned char *payload, size_t size, uint64_t number)
+{
+    many_t *many = address;
+    call_on(many->kept[many->next++ % many->count], payload, size, number);
+}
+
+static void call_new(void *address, unsigned char *payload, size_t size, uint64_t number)
+{
+    many_t *many = address;
+    void *dealer = connected_to(many, many->next++ % many->count);
+    call_on(dealer, payload, size, number);
+    zclose(dealer);
+}
+
+static void open_kept(many_t *many, size_t size, unsigned long count)
+{
+    unsigned char *payload = new_payload(size);
+    uint64_t begin = now_ns();
+    for (many->count = 0; many->count < count; many->count++) {
+        many->kept[many->count] = connected_to(many, many->count);
+        call_on(many->kept[many->count], payload, size, many->count);
+    }
+    printf("{\"open\": %lu, \"seconds\": %.6f}\n", count, (double)(now_ns() - begin) * 1e-9);
+    free(payload);
+}
+
+static void shut_kept(many_t *many)
+{
+    while (many->count > 0)
+        zclose(many->kept[--many->count]);
+    printf("{}\n");
+}
+
+static void fanout(void *context, char **endpoints, int count, size_t size, double seconds)
+{
+    void *dealers[MOST_DEALERS];
+    int i;
+    for (i = 0; i < count; i++)
+        dealers[i] = connected(context, endpoints[i]);
+    task_cast(dealers, count, size, seconds);
+    for (i = 0; i < count; i++)
+        zclose(dealers[i]);
+}
+
+/* Run a task that needs more than one endpoint; return 0 if `task` is none. */
+static int task_many(many_t *many, const char *task, size_t size, double seconds, unsigned long count)
+{
+    if (count > MOST_DEALERS)
+        die("%lu endpoints; at most %d are possible", count, MOST_DEALERS);
+    if (strcmp(task, "open") == 0) {
+        open_kept(many, size, count);
+    } else if (strcmp(task, "kept") == 0 && many->count > 0) {
+        task_call(call_kept, many, size, seconds);
+    } else if (strcmp(task, "shut") == 0) {
+        shut_kept(many);
+    } else if (strcmp(task, "new") == 0 && count > 0) {
+        many->count = count;
+        task_call(call_new, many, size, seconds);
+        many->count = 0;
+    } else {
+        return 0;
+    }
+    return 1;
+}
+
+static void client(void *context, char **endpoints, int count)
+{
+    void *dealer = connected(context, endpoints[0]);
+    static many_t many;
     char line[256], task[32];
     int major, minor, patch;
 
+    many.context = context;
+    many.port = strrchr(endpoints[0], ':') + 1;
     get_version(&major, &minor, &patch);
     printf("{\"libzmq\": \"%d.%d.%d\"}\n", major, minor, patch);
     fflush(stdout);
@@ -432,17 +548,19 @@ static void client(void *context, const char *endpoint)
             continue;
         if (strcmp(task, "cpu") == 0)
             printf("{\"cpu\": %.6f}\n", cpu_seconds());
-        else if (fields < 3 || size < SMALLEST)
+        else if (fields < 3 || (size < SMALLEST && strcmp(task, "shut") != 0))
             die("bad command (a payload has at least %d bytes): %s", SMALLEST, line);
         else if (strcmp(task, "call") == 0)
-            task_call(context, endpoint, dealer, size, seconds);
+            task_call(call_on, dealer, size, seconds);
         else if (strcmp(task, "cast") == 0)
-            task_cast(dealer, size, seconds);
+            task_cast(&dealer, 1, size, seconds);
+        else if (strcmp(task, "fanout") == 0)
+            fanout(context, endpoints, count, size, seconds);
         else if (strcmp(task, "inflight") == 0 && fields == 4)
             task_inflight(dealer, size, seconds, extra);
         else if (strcmp(task, "threads") == 0 && fields == 4)
-            task_threads(context, endpoint, size, seconds, (int)extra);
-        else
+            task_threads(context, endpoints[0], size, seconds, (int)extra);
+        else if (!task_many(&many, task, size, seconds, extra))
             die("unknown command: %s", line);
         fflush(stdout);
     }
@@ -452,8 +570,8 @@ static void client(void *context, const char *endpoint)
 int main(int argc, char **argv)
 {
     void *context;
-    if (argc != 4)
-        die("usage: floor LIBZMQ server|client ENDPOINT");
+    if (argc < 4 || argc - 3 > MOST_DEALERS)
+        die("usage: floor LIBZMQ server ENDPOINT|client ENDPOINT...");
 #ifdef __linux__
     prctl(PR_SET_PDEATHSIG, SIGKILL);
 #endif
@@ -464,8 +582,8 @@ int main(int argc, char **argv)
     if (strcmp(argv[2], "server") == 0)
         serve(context, argv[3]);
     else if (strcmp(argv[2], "client") == 0)
-        client(context, argv[3]);
+        client(context, argv + 3, argc - 3);
     else
-        die("usage: floor LIBZMQ server|client ENDPOINT");
+        die("usage: floor LIBZMQ server ENDPOINT|client ENDPOINT...");
     return 0;
 }

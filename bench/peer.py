@@ -1,4 +1,4 @@
-"""What the measured processes of ``side_by_side.py`` share: the line protocol and the ways to measure.
+"""What the measured processes share: the line protocol and the ways to measure.
 
 A process gets one command per line on its standard input and answers with one JSON object per line. It ends
 when its input ends, so nothing outlives the program that started it; on Linux the kernel also kills it with
@@ -11,6 +11,11 @@ Commands of a client (``floor.c`` speaks the same)::
     cast SIZE SECONDS              one way; from the first send to the last message handled by the server
     threads SIZE SECONDS THREADS   sequential calls by THREADS threads
     soak SIZE CALLS THREADS        that many calls by THREADS threads (only where the peer has it)
+    fanout SIZE SECONDS            one way, each message to every server that the client was started with
+    open SIZE 0 COUNT              one call to each of COUNT addresses of the server; the connections stay open
+    kept SIZE SECONDS              calls to these addresses in turn
+    shut 0 0                       close these connections
+    new SIZE SECONDS COUNT         calls to COUNT addresses in turn, each on a connection of its own
     cpu                            CPU seconds used so far
 
 Every answer is compared with what was sent. A server knows ``cpu`` only. ``total`` in an answer counts the
@@ -19,7 +24,9 @@ calls with those of the warm-up, and ``cpu`` covers just these.
 
 from __future__ import annotations
 
+import collections
 import ctypes
+import itertools
 import json
 import os
 import resource
@@ -27,8 +34,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
 
 SMALLEST_BYTES = 16
 """The smallest payload: byte 0 is the kind of message, bytes 8 to 15 a sequence number."""
@@ -92,7 +99,25 @@ def percentile(ordered: list[int], share: float) -> float:
     return round(ordered[min(int(len(ordered) * share), len(ordered) - 1)] / 1000, 2)
 
 
-class Sequence:
+class Target:
+    """The object whose methods are called from afar."""
+
+    def __init__(self) -> None:
+        self.handled = 0
+
+    def echo(self, payload: Any) -> Any:
+        return payload
+
+    def tick(self, _payload: Any) -> None:
+        self.handled += 1
+
+    def finish(self) -> tuple[int, int]:
+        """Return how many ticks there were since the last time, and the clock."""
+        handled, self.handled = self.handled, 0
+        return handled, time.monotonic_ns()
+
+
+class Calls:
     """One thread's calls, one after the other, with the duration of each."""
 
     def __init__(self, call: Call, size: int, first: int = 0) -> None:
@@ -144,7 +169,7 @@ class Sequence:
 def measure_calls(call: Call, size: int, seconds: float) -> dict[str, Any]:
     """Call ``call(payload) -> answer`` for ``seconds``, one after the other."""
     cpu = cpu_seconds()
-    sequence = Sequence(call, size)
+    sequence = Calls(call, size)
     sequence.run(seconds)
     cpu = cpu_seconds() - cpu
     ordered = sorted(sequence.durations_ns)
@@ -167,13 +192,13 @@ def measure_threads(
     ``make_call`` is run once in each thread and gives the function that the thread calls.
     """
     cpu = cpu_seconds()
-    sequences: list[Sequence] = []
+    sequences: list[Calls] = []
     failures: list[BaseException] = []
     begin_together = threading.Barrier(threads)
 
     def work(index: int) -> None:
         try:
-            sequence = Sequence(make_call(), size, first=index << 40)
+            sequence = Calls(make_call(), size, first=index << 40)
             sequences.append(sequence)
             begin_together.wait()
             if calls:
@@ -207,12 +232,40 @@ def measure_threads(
     }
 
 
-def measure_casts(
-    cast: Callable[[bytes], object], finish: Callable[[], tuple[int, int]], size: int, seconds: float
-) -> dict[str, Any]:
-    """Send one way for ``seconds``; the rate is that of the messages that the server has handled.
+def measure_inflight(submit: Callable[[bytes], Any], size: int, seconds: float, depth: int) -> dict[str, Any]:
+    """Keep ``depth`` calls outstanding; ``submit(payload).result()`` is the answer to one."""
+    payload_of = payload_maker(size)
+    outstanding: collections.deque[tuple[Any, bytes]] = collections.deque()
+    cpu = cpu_seconds()
+    begin = now = time.perf_counter_ns()
+    end = begin + int(seconds * 1e9)
+    number = 0
+    while outstanding or now < end:
+        while len(outstanding) < depth and now < end:
+            number += 1
+            payload = payload_of(number)
+            outstanding.append((submit(payload), payload))
+        future, payload = outstanding.popleft()
+        answer = future.result()
+        if not same(answer, payload):
+            raise WrongAnswer(f"sent {payload[:32]!r}, got {bytes(answer[:32])!r}")
+        if not number & 15:
+            now = time.perf_counter_ns()
+    elapsed = time.perf_counter_ns() - begin
+    return {"calls": number, "rate": number * 1e9 / elapsed, "total": number, "cpu": cpu_seconds() - cpu}
 
-    ``finish()`` gives how many the server has handled since the last time, and its monotonic clock then.
+
+def measure_casts(
+    cast: Callable[[bytes], object],
+    finish: Callable[[], tuple[int, int]],
+    size: int,
+    seconds: float,
+    copies: int = 1,
+) -> dict[str, Any]:
+    """Send one way for ``seconds``; the rate is that of the messages that the servers have handled.
+
+    Each ``cast()`` makes ``copies`` messages. ``finish()`` gives how many of them the servers have handled since the
+    last time, and their monotonic clock then.
     Both processes must be of one language: elsewhere than on Linux the clocks of C and Python differ.
     """
     cpu = cpu_seconds()
@@ -224,7 +277,7 @@ def measure_casts(
     while clock() < end:
         for _ in range(128):
             cast(payload)
-        sent += 128
+        sent += 128 * copies
     handed_over = clock()
     handled, last = finish()
     deadline = handed_over + 30_000_000_000
@@ -241,6 +294,107 @@ def measure_casts(
         "total": sent,
         "cpu": cpu_seconds() - cpu,
     }
+
+
+class Connection(Protocol):
+    """What a blocking peer does on one connection."""
+
+    def call(self, payload: bytes, /) -> Any: ...
+    def cast(self, payload: bytes, /) -> object: ...
+    def finish(self) -> tuple[int, int]: ...
+    def close(self) -> object: ...
+
+
+def host_and_port(endpoint: str) -> tuple[str, int]:
+    """Take ``tcp://host:port`` apart."""
+    host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
+    return host, int(port)
+
+
+def addresses(endpoint: str, count: int) -> list[str]:
+    """Return ``count`` endpoints that one server listens on if it is bound to all addresses.
+
+    Linux routes all of 127.0.0.0/8 to itself; other systems do not. A broker has one address for all.
+    """
+    if not endpoint.startswith("tcp://"):
+        return [endpoint] * count
+    _, port = host_and_port(endpoint)
+    return [f"tcp://127.1.{number // 250}.{1 + number % 250}:{port}" for number in range(count)]
+
+
+def finish_all(connections: Sequence[Connection]) -> tuple[int, int]:
+    """Return how many messages all servers have handled since the last time, and when the last one had."""
+    answers = [connection.finish() for connection in connections]
+    return sum(handled for handled, _ in answers), max(last for _, last in answers)
+
+
+def one_after_the_other(connections: Sequence[Connection]) -> Call:
+    """Return the function that sends a payload on each of ``connections``."""
+    casts = [connection.cast for connection in connections]
+
+    def cast_to_all(payload: bytes) -> None:
+        for cast in casts:
+            cast(payload)
+
+    return cast_to_all
+
+
+def endpoint_tasks(
+    connect: Callable[[str], Connection],
+    endpoints: Sequence[str],
+    connect_once: Callable[[str], Connection] | None = None,
+    to_all: Callable[[Sequence[Any]], Call] | None = None,
+) -> dict[str, Task]:
+    """Return the tasks that need more than one connection, for a peer that ``connect(endpoint)`` connects.
+
+    ``connect_once(endpoint)`` connects for a single call, and ``to_all(connections)`` is the function that sends one
+    payload to all of them, if these are done in another way.
+    """
+    connect_once = connect_once or connect
+    to_all = to_all or one_after_the_other
+    kept: list[Connection] = []
+
+    def fanout(size: int, seconds: float, _: int) -> dict[str, Any]:
+        connections = [connect(endpoint) for endpoint in endpoints]
+        finish_all(connections)  # connected
+        cast = to_all(connections)
+        return measure_casts(cast, lambda: finish_all(connections), size, seconds, len(connections))
+
+    def open_all(size: int, _: float, count: int) -> dict[str, Any]:
+        payload = payload_maker(size)(0)
+        begin = time.perf_counter()
+        for endpoint in addresses(endpoints[0], count):
+            kept.append(connect(endpoint))
+            if not same(kept[-1].call(payload), payload):
+                raise WrongAnswer(f"{endpoint} did not answer what was sent")
+        return {"open": len(kept), "seconds": time.perf_counter() - begin}
+
+    def call_kept(size: int, seconds: float, _: int) -> dict[str, Any]:
+        calls = itertools.cycle([connection.call for connection in kept])
+
+        def call(payload: bytes) -> Any:
+            return next(calls)(payload)
+
+        return measure_calls(call, size, seconds)
+
+    def shut(*_: object) -> dict[str, Any]:
+        for connection in kept:
+            connection.close()
+        kept.clear()
+        return {}
+
+    def call_new(size: int, seconds: float, count: int) -> dict[str, Any]:
+        turns = itertools.cycle(addresses(endpoints[0], count))
+
+        def call(payload: bytes) -> Any:
+            connection = connect_once(next(turns))
+            answer = connection.call(payload)
+            connection.close()
+            return answer
+
+        return measure_calls(call, size, seconds)
+
+    return {"fanout": fanout, "open": open_all, "kept": call_kept, "shut": shut, "new": call_new}
 
 
 def obey(tasks: dict[str, Task]) -> None:

@@ -1,6 +1,6 @@
 """Bare pyzmq, DEALER to ROUTER, with blocking sends and receives: what zmqcore is compared with.
 
-``python peers_pyzmq.py server|client FORM ENDPOINT`` speaks the line protocol of ``peer.py``. The forms:
+``python peers_pyzmq.py server|client FORM ENDPOINT...`` speaks the line protocol of ``peer.py``. The forms:
 
 ``plain``
     The payload is the message, copied into and out of ``bytes``.
@@ -26,10 +26,12 @@ import msgpack
 import zmq
 from peer import (
     Call,
+    Target,
     Task,
     WrongAnswer,
     cpu_seconds,
     die_with_parent,
+    endpoint_tasks,
     leave,
     measure_calls,
     measure_casts,
@@ -87,23 +89,6 @@ def serve_frames(router: zmq.Socket[bytes]) -> None:
             counted = 0
 
 
-class Target:
-    """The object whose methods are called from afar."""
-
-    def __init__(self) -> None:
-        self.handled = 0
-
-    def echo(self, payload: bytes) -> bytes:
-        return payload
-
-    def tick(self, _payload: bytes) -> None:
-        self.handled += 1
-
-    def finish(self) -> tuple[int, int]:
-        handled, self.handled = self.handled, 0
-        return handled, time.monotonic_ns()
-
-
 def serve_msgpack(router: zmq.Socket[bytes]) -> None:
     """Unpack each message, call the method that it names, and answer unless its id is 0."""
     receive, send, more = router.recv, router.send, int(zmq.SNDMORE)
@@ -133,6 +118,7 @@ class Plain:
         self.socket = context.socket(zmq.DEALER)
         self.socket.linger = 0
         self.socket.connect(endpoint)
+        self.call, self.cast, self.close = self.caller(), self.caster(), self.socket.close
 
     def caller(self) -> Call:
         """Return the function that sends a payload and waits for the answer."""
@@ -150,7 +136,7 @@ class Plain:
 
     def finish(self) -> tuple[int, int]:
         """Return how many casts the server has handled since the last time, and when."""
-        handled, last = COUNTED.unpack(self.caller()(FINISH_PAYLOAD))
+        handled, last = COUNTED.unpack(self.call(FINISH_PAYLOAD))
         return handled, last
 
 
@@ -171,9 +157,9 @@ class Msgpack(Plain):
     """One DEALER that packs calls and unpacks answers."""
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> None:
-        super().__init__(context, endpoint)
         self.pack = msgpack.Packer(autoreset=True).pack
         self.number = 0
+        super().__init__(context, endpoint)
 
     def _call(self, method: str, *arguments: Any) -> Any:
         self.number = number = self.number + 1
@@ -229,22 +215,25 @@ SERVERS = {"plain": serve_plain, "frames": serve_frames, "msgpack": serve_msgpac
 CLIENTS: dict[str, type[Plain]] = {"plain": Plain, "frames": Frames, "msgpack": Msgpack}
 
 
-def run_client(form: str, endpoint: str) -> None:
+def run_client(form: str, *endpoints: str) -> None:
     """Connect, and run the tasks that the input names."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     make = CLIENTS[form]
+    endpoint = endpoints[0]
     client = make(context, endpoint)
 
     def threads(size: int, seconds: float, count: int) -> dict[str, Any]:
-        return measure_threads(lambda: make(context, endpoint).caller(), size, count, seconds=seconds)
+        return measure_threads(lambda: make(context, endpoint).call, size, count, seconds=seconds)
 
     tasks: dict[str, Task] = {
-        "call": lambda size, seconds, _: measure_calls(client.caller(), size, seconds),
-        "cast": lambda size, seconds, _: measure_casts(client.caster(), client.finish, size, seconds),
+        "call": lambda size, seconds, _: measure_calls(client.call, size, seconds),
+        "cast": lambda size, seconds, _: measure_casts(client.cast, client.finish, size, seconds),
         "inflight": lambda size, seconds, depth: measure_inflight(client, size, seconds, depth),
         "threads": threads,
+        **endpoint_tasks(lambda endpoint: make(context, endpoint), endpoints),
     }
-    say(pyzmq=zmq.__version__, libzmq=zmq.zmq_version())
+    versions = {"pyzmq": zmq.__version__, "libzmq": zmq.zmq_version()}
+    say(versions=versions | ({"msgpack": ".".join(map(str, msgpack.version))} if form == "msgpack" else {}))
     obey(tasks)
 
 
@@ -259,9 +248,9 @@ def run_server(form: str, endpoint: str) -> None:
 
 
 def main() -> None:
-    role, form, endpoint = sys.argv[1:]
+    role, form, *endpoints = sys.argv[1:]
     die_with_parent()
-    {"server": run_server, "client": run_client}[role](form, endpoint)
+    {"server": run_server, "client": run_client}[role](form, *endpoints)
     leave()
 
 

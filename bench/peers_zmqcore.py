@@ -1,6 +1,6 @@
 """zmqcore itself, as a process that is measured: calls, casts, futures and coroutines through the public API.
 
-``python peers_zmqcore.py server|client ENDPOINT [--workers N] [--spin SECONDS]`` speaks the line protocol of
+``python peers_zmqcore.py server|client ENDPOINT... [--workers N] [--spin SECONDS]`` speaks the line protocol of
 ``peer.py``. The client is told where the server listens (``connect=``), so no registry takes part. Besides, a client
 knows ``asyncio SIZE SECONDS DEPTH`` and ``uvloop SIZE SECONDS DEPTH``: DEPTH coroutines, each with one call after the
 other.
@@ -10,20 +10,25 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import collections
+import functools
 import importlib
 import time
 from collections.abc import Callable
 from typing import Any
 
+import msgpack
+import zmq
 from peer import (
+    Target,
     Task,
     WrongAnswer,
     cpu_seconds,
     die_with_parent,
+    endpoint_tasks,
     leave,
     measure_calls,
     measure_casts,
+    measure_inflight,
     measure_threads,
     obey,
     payload_maker,
@@ -31,52 +36,14 @@ from peer import (
     say,
 )
 
-from zmqcore import AsyncClient, Client, Node, Server, _frame
+from zmqcore import AsyncClient, Client, Node, Server, __version__, _frame
 from zmqcore.codec import get_codec
 
 TOPIC = "bench"
+SOCKETS_OF_THE_FRUGAL = 1
+"""Budget of the node that makes a connection for each call: the next one throws out the last one's."""
 TIMEOUT = 10.0
 """Deadline of each call: far above what one takes, so that a lost wake-up is an error and not a slow call."""
-
-
-class Target:
-    """The object whose methods are called from afar."""
-
-    def __init__(self) -> None:
-        self.handled = 0
-
-    def echo(self, payload: Any) -> Any:
-        return payload
-
-    def tick(self, _payload: Any) -> None:
-        self.handled += 1
-
-    def finish(self) -> tuple[int, int]:
-        handled, self.handled = self.handled, 0
-        return handled, time.monotonic_ns()
-
-
-def measure_inflight(client: Client, size: int, seconds: float, depth: int) -> dict[str, Any]:
-    """Keep ``depth`` futures outstanding."""
-    submit, payload_of = client.submit, payload_maker(size)
-    outstanding: collections.deque[tuple[Any, bytes]] = collections.deque()
-    cpu = cpu_seconds()
-    begin = now = time.perf_counter_ns()
-    end = begin + int(seconds * 1e9)
-    number = 0
-    while outstanding or now < end:
-        while len(outstanding) < depth and now < end:
-            number += 1
-            payload = payload_of(number)
-            outstanding.append((submit("echo", payload), payload))
-        future, payload = outstanding.popleft()
-        answer = future.result()
-        if not same(answer, payload):
-            raise WrongAnswer(f"sent {payload[:32]!r}, got {bytes(answer[:32])!r}")
-        if not number & 15:
-            now = time.perf_counter_ns()
-    elapsed = time.perf_counter_ns() - begin
-    return {"calls": number, "rate": number * 1e9 / elapsed, "total": number, "cpu": cpu_seconds() - cpu}
 
 
 async def measure_coroutines(client: AsyncClient, size: int, seconds: float, depth: int) -> dict[str, Any]:
@@ -143,19 +110,47 @@ def measure_pack(size: int, seconds: float) -> dict[str, Any]:
     }
 
 
-def run_client(node: Node, endpoint: str) -> None:
+class Connected:
+    """A client of one server."""
+
+    def __init__(self, node: Node, endpoint: str) -> None:
+        client = Client(TOPIC, node=node, connect=endpoint, timeout=TIMEOUT)
+        self.call = functools.partial(client.call, "echo")
+        self.cast = functools.partial(client.cast, "tick")
+        self.submit = functools.partial(client.submit, "echo")
+        self.finish = functools.partial(client.call, "finish")
+
+    def close(self) -> None:
+        """Do nothing: connections belong to the node's pool."""
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of zmqcore and of what it stands on."""
+    return {
+        "zmqcore": __version__,
+        "pyzmq": zmq.__version__,
+        "libzmq": zmq.zmq_version(),
+        "msgpack": ".".join(map(str, msgpack.version)),
+    }
+
+
+def run_client(node: Node, endpoints: list[str]) -> None:
     """Connect, and run the tasks that the input names."""
-    client = Client(TOPIC, node=node, connect=endpoint, timeout=TIMEOUT)
+    endpoint = endpoints[0]
+    client = Connected(node, endpoint)
+    call = client.call
+    frugal = Node("memory://bench", max_sockets=SOCKETS_OF_THE_FRUGAL)
 
-    def call(payload: bytes) -> Any:
-        return client.call("echo", payload)
+    def fanout(size: int, seconds: float, _: int) -> dict[str, Any]:
+        everyone = Client(TOPIC, node=node, connect=endpoints, timeout=TIMEOUT)
 
-    def cast(payload: bytes) -> None:
-        client.cast("tick", payload)
+        def finish() -> tuple[int, int]:
+            results = everyone.gather("finish").results.values()
+            return sum(handled for handled, _ in results), max(last for _, last in results)
 
-    def finish() -> tuple[int, int]:
-        handled, last = client.call("finish")
-        return handled, last
+        finish()  # connected
+        to_all = functools.partial(everyone.fanout, "tick")
+        return measure_casts(to_all, finish, size, seconds, len(endpoints))
 
     def threads(size: int, seconds: float, count: int) -> dict[str, Any]:
         return measure_threads(lambda: call, size, count, seconds=seconds)
@@ -179,14 +174,18 @@ def run_client(node: Node, endpoint: str) -> None:
         "asyncio": coroutines(asyncio.new_event_loop),
         "uvloop": coroutines(uvloop),
         "call": lambda size, seconds, _: measure_calls(call, size, seconds),
-        "cast": lambda size, seconds, _: measure_casts(cast, finish, size, seconds),
-        "inflight": lambda size, seconds, depth: measure_inflight(client, size, seconds, depth),
+        "cast": lambda size, seconds, _: measure_casts(client.cast, client.finish, size, seconds),
+        "inflight": lambda size, seconds, depth: measure_inflight(client.submit, size, seconds, depth),
         "threads": threads,
         "soak": soak,
         "pack": lambda size, seconds, _: measure_pack(size, seconds),
+        **endpoint_tasks(
+            functools.partial(Connected, node), endpoints, connect_once=functools.partial(Connected, frugal)
+        ),
+        "fanout": fanout,
     }
-    client.call("finish")  # connected before anything is measured, as the others are after their warm-up
-    say(ready=True)
+    client.finish()  # connected before anything is measured, as the others are after their warm-up
+    say(versions=versions())
     obey(tasks)
 
 
@@ -201,7 +200,7 @@ def run_server(node: Node, endpoint: str, workers: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("role", choices=["server", "client"])
-    parser.add_argument("endpoint")
+    parser.add_argument("endpoint", nargs="+")
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--spin", type=float, help="yield-spin in seconds (default: the node's own)")
     options = parser.parse_args()
@@ -209,7 +208,7 @@ def main() -> None:
     settings = {} if options.spin is None else {"spin": options.spin}
     node = Node("memory://bench", **settings)
     if options.role == "server":
-        run_server(node, options.endpoint, options.workers)
+        run_server(node, options.endpoint[0], options.workers)
     else:
         run_client(node, options.endpoint)
     leave()

@@ -17,13 +17,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import datetime
-import importlib.metadata
 import json
-import os
-import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -32,8 +27,8 @@ from pathlib import Path
 from typing import Any
 
 import floor
-import zmq
-from processes import BENCH, PeerFailed, Peers, wait_until_quiet
+import machine
+from processes import PeerFailed, Peers, wait_until_quiet
 
 MIB = 1 << 20
 
@@ -169,46 +164,6 @@ GOALS = (
 
 
 # -- the run ---------------------------------------------------------------------------------------------
-
-
-def environment(peers: Peers) -> dict[str, Any]:
-    """Return what the figures depend on, as far as it can be known."""
-
-    def version(distribution: str) -> str:
-        try:
-            return importlib.metadata.version(distribution)
-        except importlib.metadata.PackageNotFoundError:
-            return ""
-
-    def first_line(*command: str) -> str:
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=BENCH)
-        except OSError:
-            return ""
-        return done.stdout.partition("\n")[0] if done.returncode == 0 else ""
-
-    model = platform.processor()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        model = names[0].partition(":")[2].strip() if names else model
-    return {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "cpu": model,
-        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "load": os.getloadavg(),
-        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "python": f"{platform.python_implementation()} {platform.python_version()}",
-        "gil": getattr(sys, "_is_gil_enabled", lambda: True)(),
-        "zmqcore": version("zmqcore"),
-        "commit": first_line("git", "describe", "--always", "--dirty"),
-        "pyzmq": zmq.__version__,
-        "libzmq": zmq.zmq_version(),
-        "libzmq_path": Path(peers.libzmq).name,
-        "msgpack": version("msgpack"),
-        "compiler": first_line(*floor.compiler(), "--version"),
-        "flags": " ".join(floor.FLAGS),
-    }
 
 
 @dataclasses.dataclass
@@ -530,7 +485,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="zmqcore-bench-") as scratch:
         try:
             peers = Peers(Path(scratch), options.spin, options.libzmq)
-            known = environment(peers)
+            known = machine.environment(peers.libzmq)
             result = run(options, peers, tasks)
         except (PeerFailed, floor.NoFloor) as failure:
             progress("")
