@@ -80,6 +80,21 @@ test: $(VENV)/.tools  ## every test; ARGS='tests/frame -k vectors' for some
 bench: $(VENV)/.tools  ## benchmarks and instruction counts beside this machine's baseline: fails where one is slower
 	@$(PY) bench/regression.py $(ARGS)
 
+# What it is measured beside lives in an environment of its own; zmqcore comes from this checkout.
+VENV_PEERS ?= .venv-peers
+PEERS_PIP := $(VENV_PEERS)/bin/python -m pip --disable-pip-version-check -q
+
+$(VENV_PEERS)/.installed: bench/peers/requirements.txt | $(PY)
+	@$(PY) -m venv $(VENV_PEERS)
+	@echo 'installing what zmqcore is measured beside into $(VENV_PEERS) ...'
+	@$(PEERS_PIP) install -r $< || sed 's/#.*//' $< | while read -r one; do \
+	  [ -z "$$one" ] || $(PEERS_PIP) install "$$one" || echo "left out: $$one cannot be installed" >&2; done
+	@touch $@
+
+.PHONY: bench-peers
+bench-peers: $(VENV)/.built $(VENV_PEERS)/.installed  ## beside gRPC, NATS, RPyC and others (8 minutes; ARGS=--quick: 2)
+	@$(VENV_PEERS)/bin/python bench/against.py $(ARGS)
+
 # What to compare with where there is no baseline, or in doubt.
 BASE ?= origin/main
 
@@ -171,5 +186,5 @@ coverage: $(VENV)/.tools  ## lines of Python and Cython that the tests run: buil
 
 .PHONY: clean
 clean:  ## remove what the other targets have made
-	rm -rf $(VENV) build dist *.egg-info zmqcore/*.so zmqcore/*.c .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) $(VENV_PEERS) build dist *.egg-info zmqcore/*.so zmqcore/*.c .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find zmqcore tests bench examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
