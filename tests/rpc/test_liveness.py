@@ -10,7 +10,6 @@ import asyncio
 import ctypes
 import os
 import select
-import shutil
 import socket
 import subprocess
 import sys
@@ -326,17 +325,16 @@ time.sleep(600)
 
 def ip(*words: str) -> bool:
     """Run ip(8); whether that went well."""
-    if shutil.which("ip") is None:
-        return False
     return subprocess.run(["ip", *words], capture_output=True, check=False).returncode == 0
 
 
 @pytest.fixture
-def cable() -> Iterator[str]:
+def cable(require_service: Callable[[str], str]) -> Iterator[str]:
     """Two ends of a network cable, NAME-a here and NAME-b in the network namespace NAME: 198.18.47.1 and .2."""
+    require_service("ip")
     name = f"zc{os.getpid()}"
     if not ip("netns", "add", name):
-        pytest.skip("needs the right to make network namespaces, and ip(8)")
+        pytest.skip("needs the right to make network namespaces")
     try:
         for words in (
             f"link add {name}-a type veth peer name {name}-b netns {name}",
