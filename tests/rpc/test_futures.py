@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 
 from zmqcore import Client, Closed, DeadlineExceeded, Node, NoSuchMethod, PeerLost, RemoteError, Server
+from zmqcore.codec import MsgpackCodec
+from zmqcore.rpc.future import CallFuture
 
 Until = Callable[..., None]
 Running = Callable[..., Any]
@@ -213,6 +215,54 @@ def test_a_callback_may_use_the_client(client: Client, until: Until) -> None:
     while len(results) < 21:
         client.call("echo", 0)
     assert results == list(range(20, -1, -1))
+
+
+class Ends:
+    """Stands for a Pending at the moment at which it has just ended, or its channel has others to call back."""
+
+    cancelled = False
+
+    def __init__(self, meanwhile: Callable[[], Any] | None = None, *, waits: bool = False) -> None:
+        self.meanwhile = meanwhile
+        self.waits = waits
+
+    @property
+    def done(self) -> bool:
+        return not self.waits
+
+    def envelope(self) -> Any:
+        raise PeerLost("gone", executed_possible=True)
+
+    def notify(self, _: Any) -> bool:
+        if self.meanwhile is not None:
+            self.meanwhile()
+        return self.waits
+
+
+def future_of(pending: Ends) -> CallFuture:
+    return CallFuture(MsgpackCodec(), pending, "tcp://nowhere:1")  # type: ignore[arg-type]
+
+
+def test_to_be_told_of_one_end_may_bring_that_of_another(running: Running) -> None:
+    """The channel calls back whoever has ended on the thread that asks to be called back."""
+    told: list[Any] = []
+    other = future_of(Ends(waits=True))
+    other.add_done_callback(told.append)
+    assert told == []
+    asked = future_of(Ends(lambda: other.settle(other._pending), waits=True))
+    running(asked.add_done_callback, told.append).result()
+    assert told == [other]
+    asked.settle(asked._pending)
+    assert told == [other, asked]
+
+
+def test_one_that_ends_before_it_is_told_whom_to_call_tells_all() -> None:
+    """Another thread asks to be told, too, just before it shows that the call has ended; each is told once."""
+    told: list[Any] = []
+    future: CallFuture
+    future = future_of(Ends(lambda: future.add_done_callback(lambda _: told.append("other"))))
+    future.add_done_callback(lambda _: told.append("first"))
+    assert told == ["other", "first"]
 
 
 def test_a_callback_that_raises_harms_nobody(

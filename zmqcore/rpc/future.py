@@ -36,6 +36,8 @@ class CallFuture(concurrent.futures.Future[Any]):
           after it has changed.
     """
 
+    _counted = False
+
     def __init__(self, codec: Codec, pending: Pending | None = None, endpoint: str = "") -> None:
         # Not super().__init__(), whose attributes are made when they are needed.
         self._state = PENDING
@@ -67,6 +69,7 @@ class CallFuture(concurrent.futures.Future[Any]):
         """The call counts as one of ``target``'s: have settle() called in any case. Returns itself."""
         self._route = route
         self._target = target
+        self._counted = True
         return self
 
     def sent(self, pending: Pending, endpoint: str) -> None:
@@ -87,13 +90,20 @@ class CallFuture(concurrent.futures.Future[Any]):
 
     def _watch(self) -> None:
         with _watching:
-            if not self._watched:
-                self._waiters: list[Any] = []
-                self._done_callbacks: list[Any] = []
-                self._changed = threading.Condition()
-                self._watched = True
-                if self._state == PENDING and not self._pending.notify(self.settle):
-                    self._look()
+            if self._watched:
+                return
+            self._waiters: list[Any] = []
+            self._done_callbacks: list[Any] = []
+            self._changed = threading.Condition()
+            ended = self._state != PENDING
+            self._watched = True
+        # Not under the lock: the channel may have others to call back, and does so on this thread.
+        if ended or self._pending.notify(self.settle):
+            return
+        # It ended before it was told of settle(). Another thread may wait for it by now; if settle() is not called
+        # in any case, and by cancel() neither, nobody would tell it.
+        if not self._counted and not self._pending.cancelled:
+            self.settle(self._pending)
 
     def _look(self) -> None:
         """If the call has ended and nobody is to be told of it, that it has ended shows from now on."""
