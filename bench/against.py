@@ -397,7 +397,11 @@ def main() -> int:
     if options.source:
         figures, well = Figures(json.loads(options.source.read_text())), True
     else:
-        figures, well = measure(options, console)
+        try:
+            figures, well = measure(options, console)
+        except KeyboardInterrupt:
+            console.print("interrupted before the first round")
+            return 1
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(figures.raw, indent=1) + "\n")
     print_tables(figures, console)

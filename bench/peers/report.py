@@ -22,8 +22,16 @@ OURS = "zmqcore"
 README_PEERS = ("zmqcore", "c", "pyzmq", "zeroapi", "rpyc", "pyro5", "grpc", "nats", "zerorpc", "oslo")
 DISTURBED_CPUS = 0.2
 """CPUs that others may keep busy during a measurement that counts as undisturbed."""
+FEWEST_QUIET = 3
+"""With so many rounds of a measurement undisturbed, only these count."""
 ABOUT_THE_SAME = 1.05
 """A figure that is better than ours by less than this factor is not called better."""
+
+
+def is_disturbed(sample: dict[str, Any]) -> bool:
+    """Say whether something else used the CPUs meanwhile."""
+    others: float = sample.get("others", 0.0)
+    return others > DISTURBED_CPUS
 
 
 class Figures:
@@ -39,8 +47,14 @@ class Figures:
         }
 
     def value(self, task: str, peer: str, metric: str) -> float | None:
-        """Return the median of one metric; None where it was not measured."""
+        """Return the median of one metric; None where it was not measured.
+
+        Where enough rounds were undisturbed, only these count.
+        """
         samples = self._samples.get((task, peer), [])
+        quiet = [sample for sample in samples if not is_disturbed(sample)]
+        if len(quiet) >= FEWEST_QUIET:
+            samples = quiet
         values = [sample[metric] for sample in samples if sample.get(metric) is not None]
         return statistics.median(values) if values else None
 
@@ -51,7 +65,7 @@ class Figures:
     def disturbed(self) -> tuple[int, int]:
         """Return how many measurements others have disturbed, and how many there are."""
         samples = [sample for samples in self._samples.values() for sample in samples]
-        return sum(sample.get("others", 0.0) > DISTURBED_CPUS for sample in samples), len(samples)
+        return sum(map(is_disturbed, samples)), len(samples)
 
 
 # -- tables ----------------------------------------------------------------------------------------------
@@ -177,7 +191,8 @@ def conditions(figures: Figures) -> str:
         f"{settings['seconds']:g} s for each figure."
     )
     if bad:
-        sentence += f" During {bad} of {count} measurements something else used the CPUs."
+        sentence += f" During {bad} of {count} measurements something else used the CPUs;"
+        sentence += f" where {FEWEST_QUIET} rounds or more were undisturbed, only these count."
     return sentence
 
 
