@@ -74,3 +74,4 @@ cdef class Request:
     cdef uint64_t sequence
     cdef Request next_unfinished    # of Peer's list of them
     cdef bint finished
+    cdef str _wants(self)

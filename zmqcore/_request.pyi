@@ -1,11 +1,13 @@
-from collections.abc import Callable, Sequence
-from typing import Any, final
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, TypeVar, final
 
 from typing_extensions import Buffer, disjoint_base
 
 from zmqcore._frame import Envelope
 
 __all__ = ["Answerer", "Request"]
+
+_T = TypeVar("_T")
 
 @disjoint_base
 class Answerer: ...
@@ -26,9 +28,15 @@ class Request:
     def expired(self) -> bool: ...
     @property
     def remaining(self) -> float | None: ...
-    def fields(
+    def open(
         self,
-    ) -> tuple[str, bytes, int, Envelope, Sequence[memoryview], float | None, str | None, bytes | None]: ...
+        methods: dict[str, _T],
+        topics: Collection[bytes],
+        codec: int,
+        decode: Callable[[Envelope, Sequence[memoryview]], Any],
+    ) -> tuple[_T, list[Any], dict[str, Any], float | None, str | None] | None: ...
+    @property
+    def wants(self) -> str | None: ...
     @property
     def accepted(self) -> bool: ...
     def finish(self) -> None: ...

@@ -164,19 +164,43 @@ cdef class Request:
             return None
         return max(0.0, (self.deadline - now_ns()) / 1e9)
 
-    def fields(self) -> tuple:
-        """Return (method, topic, codec, envelope, buffers, remaining, wants, metadata).
+    def open(self, dict methods not None, topics, int codec, decode):
+        """Return (method, args, kwargs, deadline, wants), or None if anything about it is out of the ordinary.
 
-        ``wants`` is what is to be done at its end: "reply", "finish" for an accepted one, or None for nothing;
-        ``metadata`` is None for none. In one step: eight attributes, one after the other, take longer than the port
-        needs to receive the request.
+        ``method`` is what ``methods`` has under its name, ``args`` and ``kwargs`` are what ``decode(envelope,
+        buffers)`` makes of its body, ``deadline`` is a time of ``time.monotonic()`` or None, and ``wants`` as below.
+        Ordinary is a request with a known method and topic, this codec, a body that can be decoded, and no metadata,
+        which has neither expired nor been cancelled. All in one step: attribute by attribute it would take longer than
+        the port needs to receive the request.
         """
-        buffers = self.envelope.buffers
-        return (
-            self.method, self.topic, self.envelope.header.codec, self.envelope, () if buffers is None else buffers,
-            None if self.deadline == NEVER and not self.cancelled else self.remaining,
-            "reply" if self.envelope.header.kind == KIND_CALL else None if self.sender is None else "finish",
-            (self.envelope.metadata or None) if self.envelope.header.metadata_bytes else None)
+        cdef list body
+        cdef object until = None
+        method = methods.get(self.method)
+        if method is None or self.cancelled or self.envelope.header.metadata_bytes \
+                or self.envelope.header.codec != codec or self.topic not in topics:
+            return None
+        if self.deadline != NEVER:
+            if now_ns() >= self.deadline:
+                return None
+            until = self.deadline / 1e9
+        try:
+            value = decode(self.envelope, () if self.envelope.buffers is None else self.envelope.buffers)
+        except Exception:       # a codec of the user's may raise anything
+            return None
+        if type(value) is not list:
+            return None
+        body = value
+        if len(body) != 2 or type(body[0]) is not list or type(body[1]) is not dict:
+            return None
+        return method, body[0], body[1], until, self._wants()
+
+    @property
+    def wants(self) -> str | None:
+        """What is to be done at its end: "reply", "finish" for an accepted one, or None for nothing."""
+        return self._wants()
+
+    cdef str _wants(self):
+        return "reply" if self.envelope.header.kind == KIND_CALL else None if self.sender is None else "finish"
 
     @property
     def accepted(self) -> bool:

@@ -63,7 +63,8 @@ class Client(BaseClient):
         if self.interceptors:
             return self._intercept("call", method, args, kwargs)
         buffers: list[Any] = []
-        body = self._encode((args, kwargs), buffers)
+        encode = self._encode
+        body = encode((args, kwargs), buffers)
         started = time.monotonic()
         request = (self._wire, method, body, buffers or None, self._metadata, self._codec_id)
         if self._budget.short:
@@ -113,12 +114,14 @@ class Client(BaseClient):
             self._intercept("cast", method, args, kwargs)
             return
         buffers: list[Any] = []
-        body = self._encode((args, kwargs), buffers)
+        encode = self._encode
+        body = encode((args, kwargs), buffers)
         target = self._route.only()
+        send_now = self._send_now
         if (
             target is not None
             and _inherited() is None
-            and self._send_now(
+            and send_now(
                 target.endpoint,
                 "cast",
                 self._wire,
@@ -145,7 +148,8 @@ class Client(BaseClient):
             return around
         deadline = deadlines.tighten(self.timeout)
         buffers: list[Any] = []
-        body = self._encode((args, kwargs), buffers)
+        encode = self._encode
+        body = encode((args, kwargs), buffers)
         request = ("fanout", self._wire, method, body, buffers or None, self._metadata, self._codec_id)
         membership = self._route.members(self.discovery_timeout, deadline)
         lanes: dict[str, Lane] = {}
@@ -176,7 +180,8 @@ class Client(BaseClient):
             return around
         deadline = deadlines.tighten(self.timeout)
         buffers: list[Any] = []
-        body = self._encode((args, kwargs), buffers)
+        encode = self._encode
+        body = encode((args, kwargs), buffers)
         request = (self._wire, method, body, buffers or None, self._metadata, self._codec_id, None)
         membership = self._route.members(self.discovery_timeout, deadline)
         gathered = Gathered(membership.epoch)
@@ -249,7 +254,8 @@ class Client(BaseClient):
             around: concurrent.futures.Future[Any] = self._intercept("submit", method, args, kwargs)
             return around
         buffers: list[Any] = []
-        body = self._encode((args, kwargs), buffers)
+        encode = self._encode
+        body = encode((args, kwargs), buffers)
         started = time.monotonic()
         wire, codec, metadata, out_of_band = self._wire, self._codec_id, self._metadata, buffers or None
         target = self._route.only()

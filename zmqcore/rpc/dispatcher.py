@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sized
 from functools import cached_property
 from types import ModuleType
 from typing import Any
@@ -23,6 +23,8 @@ from zmqcore.topic import Topic
 __all__ = ["Dispatcher", "public_methods", "signature_text"]
 
 _logger = logging.getLogger("zmqcore.server")
+_set_deadline = deadline.current.set
+_reset_deadline = deadline.current.reset
 
 #: How often, in seconds, the log says that calls are being rejected: there may be thousands of them each second.
 _WARN_INTERVAL = 10.0
@@ -70,7 +72,7 @@ def _attributes(endpoint: Any) -> dict[str, Callable[..., Any]]:
     return found
 
 
-#: A method, its arguments and its keyword arguments, the seconds that are left for it, and what it wants at its end.
+#: A method, its arguments and its keyword arguments, its deadline, and what it wants at its end.
 Work = tuple[Callable[..., Any], list[Any], dict[str, Any], float | None, str | None]
 
 
@@ -105,61 +107,88 @@ class Dispatcher:
         None if it was refused, and answered, or if its caller has cancelled it. What accompanies it is put into the
         current context, which is to be the request's own.
         """
-        name, topic, codec, envelope, buffers, remaining, wants, metadata = request.fields()
-        method = self._plain.get(name)
-        if method is None and (method := self._streams.get(name)) is not None:
+        return request.open(self._plain, self._topics, self._codec_id, self._decode) or self._open(request)
+
+    def _open(self, request: Request) -> Work | None:
+        """open() for a request that is out of the ordinary."""
+        wants = request.wants
+        method = self._plain.get(request.method)
+        if method is None and (method := self._streams.get(request.method)) is not None:
             wants = "stream"
             if not request.can_stream:
-                problem = f"{name!r} answers by a stream: it is to be called, and over a connection with flow"
+                problem = f"{request.method!r} answers by a stream: it is to be called, and over a connection with flow"
                 self._refuse(request, "protocol", problem)
                 return None
-        if method is None or topic not in self._topics or codec != self._codec_id:
+        envelope = request.envelope
+        if method is None or request.topic not in self._topics or envelope.codec != self._codec_id:
             self._refuse_unknown(request)
             return None
-        if remaining is not None and remaining == 0.0:
+        remaining = request.remaining
+        if remaining == 0.0:
             if request.cancelled:
                 return None
             self.expired += 1
             self._refuse(request, "expired", "the caller's deadline had passed before the work was begun")
             return None
         try:
-            args, kwargs = self._decode(envelope, buffers)
+            args, kwargs = self._codec.decode(envelope, envelope.buffers or ())
             if type(args) is not list or type(kwargs) is not dict:
                 raise ValueError
-            if metadata is not None:
-                current_metadata.set(decode_metadata(metadata, self._codec))
+            if envelope.metadata:
+                current_metadata.set(decode_metadata(envelope.metadata, self._codec))
         except errors.PayloadTooLarge as exc:
             self._refuse(request, "too_large", str(exc))
             return None
         except Exception as exc:  # noqa: BLE001  (a codec of the user's may raise anything)
             self._refuse(request, "protocol", str(exc) or "the body is not [args, kwargs]")
             return None
-        return method, args, kwargs, remaining, wants
+        return method, args, kwargs, None if remaining is None else time.monotonic() + remaining, wants
 
     def run(self, request: Request) -> None:
-        """Run one request and answer it. Should it raise, give_up() tells the caller and the thread goes on."""
-        work = self.open(request)
-        if work is None:
-            request.finish()
-            return
-        method, args, kwargs, remaining, wants = work
-        token = None if remaining is None else deadline.current.set(time.monotonic() + remaining)
-        try:
-            result = method(*args, **kwargs) if kwargs else method(*args)
-            if wants is not None and wants == "stream":
-                produce(request, result, self._send_item)
-                result = None  # the end
-        except BaseException as exc:  # noqa: BLE001  (SystemExit too: a handler does not end the server)
-            self._report_raised(request, method, args, kwargs, exc)
-        else:
-            self.handled += 1
-            if wants is not None and wants != "finish":
-                self._reply(request, result)
-        finally:
-            if token is not None:
-                deadline.current.reset(token)
-            if wants is not None and wants == "finish":
-                request.finish()
+        """Run one request and answer it. Never raises."""
+        self.run_each((request,), ())
+
+    def run_each(self, requests: Iterable[Request], left: Sized) -> bool:
+        """Run requests one after the other and answer them. Never raises.
+
+        Return True as soon as a handler has put something into ``left``, and False at the end. A loop, because a
+        function call for each request would cost more than what is called here.
+        """
+        plain, topics, codec_id, decode = self._plain, self._topics, self._codec_id, self._decode
+        for request in requests:
+            try:
+                work = request.open(plain, topics, codec_id, decode) or self._open(request)
+                if work is None:
+                    request.finish()
+                    continue
+                method, args, kwargs, until, wants = work
+                token = None if until is None else _set_deadline(until)
+                try:
+                    if kwargs:
+                        result = method(*args, **kwargs)
+                    elif len(args) == 1:
+                        result = method(args[0])  # the usual number, and twice as fast as by *
+                    else:
+                        result = method(*args)
+                    if wants is not None and wants == "stream":
+                        produce(request, result, self._send_item)
+                        result = None  # the end
+                except BaseException as exc:  # noqa: BLE001  (SystemExit too: a handler does not end the server)
+                    self._report_raised(request, method, args, kwargs, exc)
+                else:
+                    self.handled += 1
+                    if wants is not None and wants != "finish":
+                        self._reply(request, result)
+                finally:
+                    if token is not None:
+                        _reset_deadline(token)
+                    if wants is not None and wants == "finish":
+                        request.finish()
+            except Exception as exc:  # noqa: BLE001 - give_up() logs it
+                self.give_up(request, exc)
+            if left:
+                return True
+        return False
 
     async def run_async(self, request: Request, sent: Callable[[], None]) -> None:
         """Run one request for a coroutine function or a generator and answer it. Never raises.
@@ -203,7 +232,7 @@ class Dispatcher:
             _logger.exception("%r could not be answered", request)
 
     def give_up(self, request: Request, exc: Exception) -> None:
-        """run() itself has raised ``exc``, which is a fault of ours: tell the caller. Never raises."""
+        """What runs requests has itself raised ``exc``, which is a fault of ours: tell the caller. Never raises."""
         self.failed += 1
         request.finish()
         _logger.error("%r could not be handled", request, exc_info=exc)
@@ -220,8 +249,9 @@ class Dispatcher:
 
     def _reply(self, request: Request, result: Any) -> None:
         buffers: list[Any] = []
+        encode = self._encode
         try:
-            request.reply(self._encode(result, buffers), buffers or None, self._codec_id)
+            request.reply(encode(result, buffers), buffers or None, self._codec_id)
         except errors.Closed:
             _logger.warning("%r: the server was closed before the result could be sent", request)
         except errors.ZmqcoreError as exc:

@@ -71,20 +71,23 @@ class _Executor:
         """
         self._drain_until = deadline
         self._draining = drain
-        self._discard = not drain
         try:
             if drain:
                 self._port.goodbye()
                 self._port.wake()
             else:
+                self._discard_waiting()
                 self._port.close()
             for thread in self._threads:
                 thread.join(max(0.0, deadline - time.monotonic()))
             return not any(thread.is_alive() for thread in self._threads)
         finally:
-            # What has not been run when the time is over is not run; its callers see the connection close.
-            self._discard = True
+            self._discard_waiting()
             self._port.close(linger=_LINGER)
+
+    def _discard_waiting(self) -> None:
+        """What has not been begun is not run any more; its callers see the connection close."""
+        self._discard = True
 
     def _batches(self) -> Iterator[list[Request]]:
         """Yield what comes, batch by batch, until the server stops.
@@ -113,14 +116,6 @@ class _Executor:
         """How many requests may be received now. With 0 only cancels are."""
         return _BATCH
 
-    def _execute(self, request: Request) -> None:
-        if self._discard:
-            return
-        try:
-            self._dispatcher.run(request)
-        except Exception as exc:  # noqa: BLE001 - give_up() logs it
-            self._dispatcher.give_up(request, exc)
-
 
 class Inline(_Executor):
     """One thread that receives and runs handlers in turn."""
@@ -129,7 +124,8 @@ class Inline(_Executor):
         super().__init__(port, dispatcher)
         port.inline = True
         self._incoming = self._batches()
-        self._batch: Iterator[Request] = iter(())
+        self._batch: list[Request] = []
+        self._rest = iter(self._batch)
         self._threads = [threading.Thread(target=self._loop, name=f"zmqcore-server-{name}", daemon=True)]
 
     @property
@@ -145,21 +141,20 @@ class Inline(_Executor):
 
     def _run(self, context: contextvars.Context) -> bool:
         """Run what comes until the server stops, or a handler has left something in ``context``: then return True."""
-        run, give_up = self._dispatcher.run, self._dispatcher.give_up
         while True:
-            for request in self._batch:
-                if self._discard:
-                    return False
-                try:
-                    run(request)
-                except Exception as exc:  # noqa: BLE001 - give_up() logs it
-                    give_up(request, exc)
-                if context:
-                    return True
+            if self._dispatcher.run_each(self._rest, context):
+                return True
             batch = next(self._incoming, None)
             if batch is None:
                 return False
-            self._batch = iter(batch)
+            self._batch = batch
+            self._rest = iter(batch)
+            if self._discard:
+                return False
+
+    def _discard_waiting(self) -> None:
+        super()._discard_waiting()
+        self._batch.clear()
 
 
 class Threads(_Executor):
@@ -211,14 +206,15 @@ class Threads(_Executor):
 
         Return what is next; None at the end.
         """
-        durations, execute, clock = self._durations, self._execute, time.perf_counter
+        durations, run, clock = self._durations, self._dispatcher.run, time.perf_counter
         while request is not None and not context:
             method = request.method
             usual = durations.get(method, 1.0)
             if usual > _SLOW:
                 self._wake_others()
             started = clock()
-            execute(request)
+            if not self._discard:
+                run(request)
             seconds = clock() - started
             if usual > _SLOW or seconds > _SLOW:
                 self._note_duration(method, seconds)
