@@ -42,6 +42,7 @@ cdef class Pending:
     cdef size_t size            # of the message that a sender wants to send
     cdef bint retains           # ... and which is to be retained
     cdef Lane lane              # which is to be finished, for one who waits for that
+    cdef object made            # what somebody has made of the reply: see keep()
     cdef uint64_t id
     cdef int64_t started
     cdef int64_t deadline

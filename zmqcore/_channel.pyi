@@ -1,5 +1,5 @@
 from collections.abc import Callable
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 import zmq
 from typing_extensions import Buffer, disjoint_base
@@ -9,6 +9,8 @@ from zmqcore._retention import Lane, Retained
 
 __all__ = ["Channel", "Pending"]
 
+_T = TypeVar("_T")
+
 @final
 class Pending:
     @property
@@ -17,6 +19,7 @@ class Pending:
     def done(self) -> bool: ...
     def wait(self, timeout: float | None = None) -> bool: ...
     def envelope(self) -> Envelope: ...
+    def keep(self, made: _T) -> _T: ...
     def cancel(self) -> bool: ...
     def next_item(self, timeout: float | None = None) -> Envelope: ...
     def take_item(self, timeout: float | None = None) -> Envelope | None: ...

@@ -137,6 +137,13 @@ cdef class Pending:
         self.wait()
         return self.channel._result(self)
 
+    def keep(self, made not None):
+        """Keep what has been made of the reply, and return it; from the second time on what was kept the first time."""
+        with cython.critical_section(self):
+            if self.made is None:
+                self.made = made
+            return self.made
+
     def cancel(self) -> bool:
         """Give the request up, and tell the server; a reply that still comes is dropped.
 

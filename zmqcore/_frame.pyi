@@ -1,11 +1,14 @@
 from collections.abc import Sequence
-from typing import Any, Self, final
+from typing import Any, Protocol, Self, final
 
 from typing_extensions import Buffer
 
 __all__ = ["KINDS", "Envelope", "pack", "pinned"]
 
 KINDS: dict[str, int]
+
+class _Decoder(Protocol):
+    def decode(self, body: Buffer, buffers: Sequence[Any], /) -> Any: ...
 
 @final
 class Envelope:
@@ -18,6 +21,7 @@ class Envelope:
     def stream(self) -> Any: ...
     @staticmethod
     def parse(parts: Sequence[Buffer]) -> Envelope: ...
+    def open(self, codec: int, decoder: _Decoder) -> tuple[Any] | None: ...
     @property
     def kind(self) -> str: ...
     @property

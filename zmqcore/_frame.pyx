@@ -240,6 +240,16 @@ cdef class Envelope:
         envelope.buffers = buffers
         return envelope
 
+    def open(self, int codec, decoder) -> tuple | None:
+        """Return ``(decoder.decode(self, buffers),)`` for a reply, or an item, whose body is of ``codec``; else None.
+
+        In one step, as of most envelopes a client wants nothing else.
+        """
+        if self.header.codec != codec or self.stream is not None \
+                or (self.header.kind != KIND_REPLY and self.header.kind != KIND_ITEM):
+            return None
+        return (decoder.decode(self, () if self.buffers is None else self.buffers),)
+
     @property
     def kind(self) -> str:
         """What the envelope is: a key of :data:`KINDS`; "" for one that was not received."""

@@ -71,17 +71,15 @@ def outcome(
 
     A stream is returned as what ``open_stream`` makes of it, and an "item" of one as its value.
     """
-    kind = envelope.kind
-    if kind == "reply" and envelope.codec == codec.id:
-        return codec.decode(envelope, envelope.buffers or ())
-    if kind == "error" and envelope.codec in (0, codec.id):
+    opened = envelope.open(codec.id, codec)
+    if opened is not None:
+        return opened[0]
+    if envelope.kind == "error" and envelope.codec in (0, codec.id):
         raise to_exception(envelope, codec, endpoint)
     if envelope.stream is not None:
         return open_stream(envelope.stream, partial(outcome, codec=codec, endpoint=endpoint))
-    if kind == "item" and envelope.codec == codec.id:
-        return codec.decode(envelope, envelope.buffers or ())
     raise errors.ProtocolError(
-        f"{endpoint} answered by a {kind!r} of codec {envelope.codec}; expected codec {codec.id}"
+        f"{endpoint} answered by a {envelope.kind!r} of codec {envelope.codec}; expected codec {codec.id}"
     )
 
 

@@ -18,7 +18,7 @@ from zmqcore.rpc.route import Route
 
 __all__ = ["CallFuture"]
 
-#: Held for a moment while a future becomes a watched one, or gets what its reply has been decoded to.
+#: Held for a moment while a future becomes a watched one.
 _watching = threading.Lock()
 
 
@@ -132,10 +132,8 @@ class CallFuture(concurrent.futures.Future[Any]):
             result = faults.outcome(self._pending.envelope(), self._codec, self._endpoint)
         except BaseException as exc:  # noqa: BLE001  (whatever it is, it belongs to who waits)
             error = exc
-        with _watching:
-            if self._outcome is None:
-                self._outcome = result, error
-            return self._outcome
+        self._outcome = outcome = self._pending.keep((result, error))
+        return outcome
 
     # -- what a Future is ------------------------------------------------------------------------------------
 
