@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -101,13 +102,14 @@ def test_an_array_that_travels_out_of_band(node: Node) -> None:
     assert (answer == array * 2).all()
 
 
-def test_the_command_calls_a_server(servers: list[int], place: Path) -> None:
+def run_command(place: Path, *words: str) -> Any:
+    """Run the command line and return the JSON that it prints."""
     pytest.importorskip("click")
     pytest.importorskip("rich")
     # the script that pip has written lies beside this Python
     command = Path(sys.executable).with_name("zmqcore")
     done = subprocess.run(
-        [command, "call", "installed", "pid"],
+        [command, *words],
         cwd=place,
         env=dict(os.environ),
         stdin=subprocess.DEVNULL,
@@ -117,7 +119,17 @@ def test_the_command_calls_a_server(servers: list[int], place: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) in servers
+    return json.loads(done.stdout)
+
+
+def test_the_command_calls_a_server(servers: list[int], place: Path) -> None:
+    assert run_command(place, "call", "installed", "pid") in servers
+
+
+def test_the_command_measures_by_processes_of_its_own(place: Path) -> None:
+    results = run_command(place, "bench", "--seconds", "0.1")["results"]
+    assert len(results) == 6
+    assert all(result["ratio"] > 0 for result in results)
 
 
 def test_five_lines_of_the_readme(run: Callable[..., subprocess.CompletedProcess[str]], place: Path) -> None:

@@ -17,7 +17,7 @@ from zmqcore.cli.bench.processes import PeerFailed
 from zmqcore.cli.bench.run import Result, Run, run_rounds
 from zmqcore.cli.interrupts import Interrupted, Interrupts
 from zmqcore.cli.options import Command, json_option
-from zmqcore.cli.outcome import EXIT_CODES_HELP, Exit
+from zmqcore.cli.outcome import Exit, exit_codes_help
 from zmqcore.cli.output import Output, note, show_error
 
 __all__ = ["bench"]
@@ -98,7 +98,7 @@ What is measured, over tcp on loopback and over ipc, server and client in a proc
     casts                one way, counted where they arrive
 
 Bare pyzmq sends the payload as it is from a DEALER to a ROUTER and back. zmqcore does what it always does: it names a
-method, packs arguments, keeps deadlines, acknowledges. So it is at its best where it is not slower.
+method, packs arguments, keeps deadlines, acknowledges. Where the ratio is 1, all that costs nothing.
 
 Rounds of both systems take turns, each with fresh processes, and what counts is the median of the rounds' ratios.
 Times are this machine's, and of this moment; ratios carry over better. It says so if others disturb it. A figure is
@@ -110,7 +110,7 @@ Examples:
     zmqcore bench --size 65536 --seconds 30
     zmqcore bench --transport ipc --json | jq '.results[] | [.task, .ratio]'
 
-{EXIT_CODES_HELP}""",
+{exit_codes_help()}""",
 )
 @click.option(
     "--seconds",
