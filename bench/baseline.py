@@ -22,7 +22,7 @@ BASELINES = Path(__file__).with_name("baselines")
 REFERENCE = "test_reference.py::test_interpreter"
 """The benchmark that is not zmqcore, of which the others are compared as multiples."""
 
-SLOWER = {"process": 1.15, "system": 1.5}
+SLOWER = {"process": 1.2, "system": 1.5}
 """By what factor a benchmark of each kind may be slower than the baseline, when it has been measured again."""
 
 MORE_INSTRUCTIONS = 1.02
@@ -56,7 +56,8 @@ def _cpu_model() -> list[str]:
     if not cpuinfo.exists():
         return [platform.system()]
     first = cpuinfo.read_text().partition("\n\n")[0]
-    facts = dict(map(str.strip, line.split(":", 1)) for line in first.splitlines() if ":" in line)
+    pairs = (line.partition(":") for line in first.splitlines())
+    facts = {key.strip(): value.strip() for key, _, value in pairs}
     keys = ("vendor_id", "cpu family", "model", "CPU implementer", "CPU part")  # the last two: on ARM
     return [facts[key] for key in keys if key in facts]
 

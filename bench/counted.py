@@ -48,7 +48,7 @@ def empty() -> None:
     """Do nothing."""
 
 
-def encode() -> bytes:
+def encode() -> Any:
     return CODEC.encode(ARGUMENTS, [])
 
 
