@@ -438,6 +438,33 @@ def test_a_child_begins_with_what_its_parent_knew(local_url: str, opened: Open, 
 
 
 @fork
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_child_hears_of_what_changes_later(
+    local_url: str, opened: Open, member: Make, start_peer: Start, waits: bool
+) -> None:
+    """It starts no thread for its first look; who waits, or looks again later, needs one."""
+    matchmaker = opened(local_url)
+    matchmaker.register(member("parent"))
+    watch = matchmaker.watch("inventory")
+    assert watch.wait_for(_has("parent"), PATIENCE) is not None
+
+    def child() -> None:
+        assert _has("parent")(watch.current)
+        if waits:
+            threading.Thread(target=start_peer, args=("z",)).start()
+            assert watch.wait_for(_has("parent", "z"), PATIENCE) is not None
+        else:
+            start_peer("z")
+            deadline = time.monotonic() + PATIENCE
+            while not _has("parent", "z")(watch.current):
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+        matchmaker.close()
+
+    _in_child(child)
+
+
+@fork
 def test_forks_while_threads_are_at_work(local_url: str, directory: Path, opened: Open, member: Make) -> None:
     matchmaker = opened(local_url)
     watch = matchmaker.watch("inventory")

@@ -26,7 +26,8 @@ class Watch:
     ``current`` is the latest known :class:`Membership`: a plain attribute, replaced as a whole, so that
     reading it takes no lock and never waits. ``stale`` is true while the registry cannot be reached: what is
     known stays. ``topic`` is what was asked for. Thread-safe. In a forked child the first use resumes the
-    watch there, which takes one read of the registry unless the fork was less than 1 s ago.
+    watch there, which takes one read of the registry unless the fork was less than 1 s ago. To read
+    ``current`` within the matchmaker's poll interval (0.1 s) of the fork resumes nothing yet.
     """
 
     __slots__ = ("__weakref__", "closed", "current", "cursor", "inherited", "session", "stale", "topic")
@@ -48,11 +49,15 @@ class Watch:
         def __getattr__(self, name: str) -> Membership:
             if name != "current":
                 raise AttributeError(f"'Watch' object has no attribute {name!r}")
+            inherited = self.inherited
+            if inherited is not None and self.session.just_forked:
+                self.stale = False
+                return inherited
             self.session.resume()
             return object.__getattribute__(self, "current")
 
     def leave_behind(self) -> None:
-        """In a forked child: make the next read of ``current`` resume the session there."""
+        """In a forked child: make a read of ``current`` resume the session there, unless it comes right away."""
         self.stale = True
         if self.inherited is None:
             self.inherited = self.current
@@ -82,6 +87,7 @@ class Watch:
         closed.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
+        self._be_kept_up()
         while True:
             known = self.current
             with self.session.changed:
@@ -109,6 +115,7 @@ class Watch:
         :meth:`next`.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
+        self._be_kept_up()
         while True:
             known = self.current
             if predicate(known):
@@ -117,6 +124,11 @@ class Watch:
                 self._check_open()
                 if not self._await_news(known, deadline):
                     return None
+
+    def _be_kept_up(self) -> None:
+        """Who may wait for news needs the session's thread, which a forked child does without at first."""
+        if self.inherited is not None:
+            self.session.resume()
 
     def _check_open(self) -> None:
         if self.closed or self.session.closed:

@@ -79,19 +79,27 @@ class Balancer:
         self._clock = clock
         # Fresh clients do not all begin with the same member.
         self._next = random.randrange(1 << 16)
+        self._targets: list[Target] = []
+        self._membership: Membership | None = None
         self.renew()
         renew_in_child(self)
 
     def renew(self) -> None:
-        """Forget all members and counts."""
+        """Forget all counts. Where the members are stays known: to work it out takes longer than many a call."""
         self._lock = threading.Lock()
-        self._targets: list[Target] = []
-        self._membership: Membership | None = None
+        self._targets = [Target(target.member, target.endpoint) for target in self._targets]
         self._outstanding = 0
         #: When the last of the burdens ends; 0 if there is none.
         self._burdened_until = 0.0
         #: The only target there is, and the membership that says so: most clients have one, and need no lock.
         self.only: tuple[Membership, Target] | tuple[None, None] = (None, None)
+        self._note_only()
+
+    def _note_only(self) -> None:
+        if self._membership is not None and len(self._targets) == 1:
+            self.only = (self._membership, self._targets[0])
+        else:
+            self.only = (None, None)
 
     def targets(self, membership: Membership) -> list[Target]:
         """Return the targets for ``membership``; who was a member before keeps its count."""
@@ -108,7 +116,7 @@ class Balancer:
                 self._targets = targets
                 self._membership = membership
                 self._keep_half(targets)
-                self.only = (membership, targets[0]) if len(targets) == 1 else (None, None)
+                self._note_only()
             return targets
 
     def choose(self, membership: Membership, avoid: Iterable[Target] = ()) -> Target | None:
