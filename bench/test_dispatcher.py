@@ -9,7 +9,8 @@ import pytest
 import zmq
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from zmqcore._channel import Channel, Pending
+from zmqcore._channel import Channel
+from zmqcore._pending import Pending
 from zmqcore._port import Port
 from zmqcore._request import Request
 from zmqcore.codec import get_codec

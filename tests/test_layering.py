@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 # may use each other. What is not in a room's list is up or sideways.
 BASE = ["errors", "_version"]
 SOCKET = [*BASE, "_libzmq", "_frame", "_socket"]
-CHANNEL = [*SOCKET, "_deadlines", "_retention", "_channel"]
+CHANNEL = [*SOCKET, "_led_socket", "_deadlines", "_pending", "_retention", "_channel"]
 PORT = [*SOCKET, "_duplicates", "_request", "_port"]
 LAYERS: dict[str, list[str]] = {
     "_version": [],
@@ -31,8 +31,10 @@ LAYERS: dict[str, list[str]] = {
     "_frame": [*BASE, "_libzmq"],
     "_socket": [*BASE, "_libzmq"],
     "_deadlines": [*BASE],
+    "_led_socket": [*SOCKET],
+    "_pending": [*SOCKET, "_deadlines", "_led_socket"],
     "_retention": [*SOCKET],
-    "_channel": [*SOCKET, "_deadlines", "_retention"],
+    "_channel": [*SOCKET, "_deadlines", "_led_socket", "_pending", "_retention"],
     "_loop": [*CHANNEL],
     "_duplicates": [*SOCKET],
     "_request": [*SOCKET, "_duplicates"],
@@ -53,8 +55,8 @@ LAYERS: dict[str, list[str]] = {
 VALUES = [*BASE, "topic", "endpoint", "runtime_dir"]
 LAYERS["matchmaker"] = VALUES
 LAYERS["node"] = [*VALUES, "codec", "matchmaker", "attendant", "redelivery", *CHANNEL, *PORT, "_pool"]
-LAYERS["rpc"] = [*VALUES, "codec", "matchmaker", "node", "redelivery", "_frame", "_retention", "_channel"]
-LAYERS["rpc"] += ["_loop", "_request", "_port", "_pool"]
+LAYERS["rpc"] = [*VALUES, "codec", "matchmaker", "node", "redelivery", "_frame"]
+LAYERS["rpc"] += ["_pending", "_retention", "_channel", "_loop", "_request", "_port", "_pool"]
 LAYERS["router"] = LAYERS["node"] + ["node"]
 # The package itself only gathers the public names.
 LAYERS[""] = [*VALUES, "codec", "matchmaker", "node", "rpc"]
@@ -63,7 +65,8 @@ BELOW = [*LAYERS]
 LAYERS["oslo"] = BELOW
 LAYERS["cli"] = [*BELOW, "router"]
 
-CORE = ["_libzmq", "_frame", "_socket", "_deadlines", "_retention", "_channel", "_table", "_pool"]
+CORE = ["_libzmq", "_frame", "_socket", "_led_socket", "_deadlines", "_pending", "_retention", "_channel"]
+CORE += ["_table", "_pool"]
 CORE += ["_duplicates", "_request", "_port"]
 COMPILED = [*CORE, "_loop", "_body"]
 

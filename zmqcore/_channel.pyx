@@ -1,9 +1,7 @@
 # cython: language_level=3, embedsignature=True, auto_pickle=False, freethreading_compatible=True
 """One DEALER socket to one endpoint, shared by any number of threads.
 
-There is no reactor thread: the callers drive the socket themselves. Of the threads that wait on one channel one is
-the *leader*: it polls the socket, takes what comes and hands replies that belong to others to them. The rest are
-*followers*, parked until their reply has come or until they are promoted, because the leader has left with its own.
+There is no reactor thread: the callers drive the socket themselves, see ``_led_socket.pyx``.
 
 A channel lives as long as one connection. When the connection breaks (libzmq takes the pipe away, POLLOUT clears and
 the fd wakes: no monitor is needed) everything outstanding fails with PeerLost and the channel is *lost*; its owner
@@ -20,11 +18,7 @@ only when there is no connection.
 What is sent *accepted* is retained until the port says that it is finished, see ``_retention.pyx``. If the channel is
 lost before that, ``undelivered`` gets what is left, to be sent again elsewhere by send_again().
 
-Invariants, under the socket's lock:
-  I1. If any thread waits, there is a leader, or a woken follower that will become one.
-  I2. ``watched`` is true only while the leader is between its last EAGAIN and its return from poll(2).
-  I3. A Pending is in ``pending`` exactly while its outcome is WAITING and its message has been sent.
-  I4. acked_id <= sent_id; sent_bytes - acked_bytes is what the window holds.
+Invariant, under the socket's lock: acked_id <= sent_id; sent_bytes - acked_bytes is what the window holds.
 """
 
 from collections import deque
@@ -33,40 +27,39 @@ import zmq
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
-from cpython.exc cimport PyErr_SetObject, PyErr_WriteUnraisable
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from cpython.pythread cimport PyThread_get_thread_ident
 from libc.errno cimport EAGAIN
 from libc.stddef cimport size_t
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
-from zmqcore._deadlines cimport Deadlines
 from zmqcore._frame cimport (
-    FLAG_FLOW, FLAG_IDENTIFIED, HEADER_BYTES, IDENTITY_BYTES, KIND_ACK, KIND_CALL, KIND_CANCEL, KIND_CAST,
-    KIND_CREDIT, KIND_ERROR, KIND_GOODBYE, KIND_HELLO, KIND_ITEM, KIND_PING, KIND_PONG, KIND_REPLY, NO_DEADLINE,
-    Envelope, Header, Parcel, envelope_of_stream, envelope_take, parcel_close, parcel_copy, parcel_pack,
-    parcel_pack_control, parcel_send, parcel_set_id, parcel_set_remaining, parse_header, part_take,
-    release_sent_buffers, sent_buffers_returned,
+    FLAG_FLOW, FLAG_IDENTIFIED, HEADER_BYTES, IDENTITY_BYTES, KIND_ACK, KIND_CALL, KIND_CANCEL, KIND_CAST, KIND_ERROR,
+    KIND_GOODBYE, KIND_HELLO, KIND_ITEM, KIND_PING, KIND_PONG, KIND_REPLY, NO_DEADLINE, Envelope, Header, Parcel,
+    envelope_take, header_begin, parcel_close, parcel_copy, parcel_pack, parcel_pack_control, parcel_send,
+    parcel_set_id, parcel_set_remaining, parse_header, part_take, release_sent_buffers,
 )
+from zmqcore._led_socket cimport SILENCE
 from zmqcore._libzmq cimport (
     ZMQ_IMMEDIATE, ZMQ_LINGER, ZMQ_RCVHWM, ZMQ_RECONNECT_IVL, ZMQ_RECONNECT_IVL_MAX, ZMQ_SNDHWM, libzmq, raise_errno,
     zc_msg_t,
 )
+from zmqcore._pending cimport (
+    OUTCOME_CLOSED, OUTCOME_DONE, OUTCOME_LOST, OUTCOME_MALFORMED, OUTCOME_WAITING, Pending, Requester,
+)
 from zmqcore._retention cimport Lane, Retained, Retention
 from zmqcore._socket cimport (
     NEVER, SharedSocket, SpinScore, Waiter, Wakes, coarse_now_ns, deadline_after, deadline_from, fork_generation,
-    handle_of, limit_silence, now_ns, set_option, waiter_borrow, waiter_return, wakes_move, wakes_owe, wakes_pay,
+    handle_of, limit_silence, now_ns, set_option, waiter_borrow, waiter_return, wakes_move, wakes_pay,
 )
 
 from zmqcore import errors
 from zmqcore._frame import KINDS
 
-__all__ = ["Channel", "Pending"]
+__all__ = ["Channel"]
 
 # A message of this size, in bytes, may go before the port has said what it takes.
 cdef Py_ssize_t UNANNOUNCED_BYTES = 1 << 18
-# While requests are outstanding and nothing comes, the port is asked this often, in ns, for its hello.
-cdef int64_t HELLO_INTERVAL = 2_000_000_000
 # The largest window in messages. A port's libzmq holds 10,000 messages of a connection that nobody takes (its RCVHWM);
 # with more it reads nothing, not even heartbeats, and a busy server would be lost.
 cdef int MOST_WINDOW_MESSAGES = 8192
@@ -104,114 +97,12 @@ cdef uint32_t remaining_ms(int64_t deadline) noexcept nogil:
 
 
 @cython.final
-@cython.freelist(64)
-cdef class Pending:
-    """A request that has been sent and whose reply has not been taken yet. Made by :meth:`Channel.submit`.
-
-    Thread-safe. It has a deadline from its start, and always ends by that: with an envelope or an error.
-    """
-
-    @property
-    def done(self) -> bool:
-        """Whether it has ended: by a reply, an error, its deadline or cancel()."""
-        return self.outcome != OUTCOME_WAITING
-
-    def wait(self, timeout: float | None = None) -> bool:
-        """Drive the channel until this request has ended or ``timeout`` seconds have passed; return ``done``.
-
-        Any number of threads may do that.
-        """
-        cdef int64_t deadline = min(deadline_after(timeout), self.deadline)
-        if self.outcome == OUTCOME_WAITING:
-            self.channel._check()
-            self.channel._await(self, deadline)
-            if self.outcome == OUTCOME_WAITING and now_ns() >= self.deadline:
-                self.channel._abandon(self)
-        return self.outcome != OUTCOME_WAITING
-
-    def envelope(self) -> Envelope:
-        """Return the reply (kind "reply", "error", "item" or "pong"), driving the channel until it is there.
-
-        Raises DeadlineExceeded, PeerLost or Closed if the request ended without one.
-        """
-        self.wait()
-        return self.channel._result(self)
-
-    def keep(self, made not None):
-        """Keep what has been made of the reply, and return it; from the second time on what was kept the first time."""
-        with cython.critical_section(self):
-            if self.made is None:
-                self.made = made
-            return self.made
-
-    def cancel(self) -> bool:
-        """Give the request up, and tell the server; a reply that still comes is dropped.
-
-        Return whether it was still waiting."""
-        return self.channel._cancel(self)
-
-    @property
-    def answered(self) -> bool:
-        """Whether it has ended by what the server has sent."""
-        return self.outcome == OUTCOME_DONE
-
-    @property
-    def cancelled(self) -> bool:
-        """Whether it has ended by cancel()."""
-        return self.outcome == OUTCOME_CANCELLED
-
-    # Where the answer is a stream, this goes on: envelope() returns one whose ``stream`` is this Pending, and from then
-    # on it is waiting whenever the next item has been asked for and is not there. One thread at a time.
-
-    def next_item(self, timeout: float | None = None) -> Envelope:
-        """Return the stream's next item, or what ends it (kind "reply" or "error"), driving the channel until it comes.
-
-        Raises what envelope() raises. If nothing has come within ``timeout`` seconds, that ends the stream.
-        """
-        cdef int64_t deadline = deadline_after(timeout)
-        cdef Envelope envelope = self.channel._take_item(self, deadline)
-        while envelope is None:
-            try:
-                self.channel._await(self, deadline)
-            finally:
-                if self.outcome == OUTCOME_WAITING:
-                    self.channel._abandon(self)
-            envelope = self.channel._take_item(self, deadline)
-        return envelope
-
-    def take_item(self, timeout: float | None = None) -> Envelope | None:
-        """next_item(), but where that would wait return None: notify() tells then when to ask again.
-
-        The ``timeout`` counts from the first time.
-        """
-        return self.channel._take_item(self, deadline_after(timeout))
-
-    def grant(self, n_items: int) -> None:
-        """Let the server send ``n_items`` more than it may already."""
-        self.channel._grant(self, n_items)
-
-    def close(self) -> None:
-        """End the stream; the server is told unless it has ended already. Twice is fine."""
-        self.channel._close_stream(self)
-
-    @property
-    def timeout(self) -> float | None:
-        """How long, in seconds, the answer was to be waited for; None for ever."""
-        return None if self.deadline == NEVER else max(0.0, (self.deadline - self.started) / 1e9)
-
-    def notify(self, callback) -> bool:
-        """Have ``callback(pending)`` called as soon as this has ended, instead of the one given to submit().
-
-        Return False, and change nothing, if it has ended already.
-        """
-        return self.channel._notify(self, callback)
-
-    def __repr__(self) -> str:
-        names = ("waiting", "done", "lost", "closed", "expired", "cancelled", "malformed")
-        return f"<Pending {self.id} on {self.channel.endpoint} {names[self.outcome]}>"
+cdef class Turn:
+    """A thread's place among those who wait for a connection or for room."""
 
 
-cdef class Channel:
+@cython.final
+cdef class Channel(Requester):
     """Connect to ``endpoint`` with a DEALER socket of ``context``, without waiting for the connection.
 
     ``window_messages`` and ``window_bytes`` bound what is sent and not yet acknowledged, ``max_bytes`` and
@@ -267,11 +158,7 @@ cdef class Channel:
         self.retention = Retention(window_messages, window_bytes, undelivered)
         self.senders = deque()
         self.acceptors = deque()
-        self.flushers = []
-        self.pending = {}
-        self.followers = {}
-        self.finished = []
-        self.expiring = Deadlines.__new__(Deadlines)
+        self.flushers = {}
 
     def __dealloc__(self):
         PyMem_RawFree(self.sent_bytes_at)
@@ -293,15 +180,15 @@ cdef class Channel:
             KIND_CALL, topic, method, body, buffers, metadata, codec, started, deadline, None, TO_WAITER)
         if pending.outcome == OUTCOME_WAITING:
             try:
-                self._await(pending, deadline)
+                self.await_reply(pending, deadline)
             except BaseException:
                 if pending.items is not None:
-                    self._close_stream(pending)     # nobody will have it
+                    pending.close()     # nobody will have it
                 raise
             finally:
                 if pending.outcome == OUTCOME_WAITING:
-                    self._abandon(pending)
-        return self._result(pending)
+                    self.abandon(pending)
+        return self.result(pending)
 
     cpdef Pending submit(
         self, bytes topic, str method, body, list buffers, bytes metadata, int codec, timeout, callback,
@@ -351,26 +238,14 @@ cdef class Channel:
         Unlike a send() it needs no acquired channel of a pool: once a channel is to close it does nothing. With
         ``lane`` it is send_accepted() in the same way.
         """
-        cdef Retained retained = None
+        cdef Retained retained
         cdef Parcel parcel
-        cdef Header header
         cdef uint64_t id = 0
         # A hint, read without the lock: what is packed in vain costs more than to look twice.
         if self.state != STATE_OPEN or self.sent_id - self.acked_id >= self.window_messages or self.instance is None:
             return 0
-        if topic is None or method is None or metadata is None:
-            raise TypeError("topic and metadata are bytes and method is str, not None")
-        header.kind = KIND_CAST if kind == "cast" else KINDS[kind]
-        header.flags = FLAG_FLOW
-        header.codec = codec
-        header.id = 0
-        header.ack = 0
-        header.remaining_ms = NO_DEADLINE
-        if lane is not None:
-            header.flags |= FLAG_IDENTIFIED
-            metadata = NO_IDENTITY + metadata if metadata else NO_IDENTITY
-            retained = Retained.__new__(Retained)
-        parcel_pack(&parcel, &header, topic, method, metadata, body, buffers, self.max_bytes, self.max_buffers)
+        retained = self._pack(
+            &parcel, KIND_CAST if kind == "cast" else KINDS[kind], topic, method, body, buffers, metadata, codec, lane)
         self.shared.enter()
         try:
             if self.state == STATE_OPEN and not (self.goodbye or self.retired or self.senders) \
@@ -386,7 +261,7 @@ cdef class Channel:
                     self.n_casts += 1
                     self._after_sending()
         finally:
-            self._unlock()
+            self.unlock()
             parcel_close(&parcel)
         if retained is not None and id:
             self._have_tended()
@@ -423,8 +298,7 @@ cdef class Channel:
         pending.channel = self
         pending.started = started
         pending.deadline = deadline
-        self._check()
-        pending.lane = lane
+        self.check()
         if self.instance is None and retained.parcel.n_bytes > <size_t>UNANNOUNCED_BYTES:
             self.ping(timeout)
         if retained.parcel.n_bytes > self.max_bytes or retained.parcel.n_parts > self.max_buffers:
@@ -434,12 +308,12 @@ cdef class Channel:
         parcel_copy(&parcel, &retained.parcel)
         self.shared.enter()
         try:
-            self._send(&parcel, pending, deadline, False, False, True, retained)
+            self._send(&parcel, pending, deadline, False, False, True, retained, lane)
             self.n_casts += 1
             self.n_sent_again += 1
         finally:
             self._let_next_go()
-            self._unlock()
+            self.unlock()
             parcel_close(&parcel)
         self._have_tended()
         return pending.id
@@ -451,32 +325,30 @@ cdef class Channel:
         cdef Pending pending = self._start(KIND_PING, b"", "", b"", None, b"", 0, started, deadline, None, TO_WAITER)
         if pending.outcome == OUTCOME_WAITING:
             try:
-                self._await(pending, deadline)
+                self.await_reply(pending, deadline)
             finally:
                 if pending.outcome == OUTCOME_WAITING:
-                    self._abandon(pending)
-        self._result(pending)
+                    self.abandon(pending)
+        self.result(pending)
         return (now_ns() - started) / 1e9
 
     def wait_open(self, timeout: float | None = None) -> bool:
         """Wait until the connection is there. Return False if it is not within ``timeout`` seconds, or is lost."""
-        cdef Pending op
+        cdef Turn turn
         cdef int64_t deadline = deadline_after(timeout)
-        self._check()
+        self.check()
         if self.state == STATE_OPEN:
             return True
         self.shared.enter()
         try:
             if self.state == STATE_CONNECTING:
-                op = Pending.__new__(Pending)
-                op.channel = self
-                self.senders.append(op)
+                turn = self._queue_up(self.senders, 0, False)
                 try:
-                    self._lead_or_follow(op, deadline)
+                    self.lead_or_follow(turn.waiter, deadline)
                 finally:
-                    self._leave_queue(self.senders, op)
+                    self._leave_queue(self.senders, turn)
         finally:
-            self._unlock()
+            self.unlock()
         return self.state == STATE_OPEN
 
     def attend(self) -> float | None:
@@ -485,26 +357,15 @@ cdef class Channel:
         Returns after how many seconds to call it again at the latest, or None when no submitted request
         is outstanding any more: then nobody needs to attend until ``attention`` is called again.
         """
-        cdef int64_t now, next_deadline
-        cdef Pending pending
-        self._check()
+        cdef int64_t now, earliest
+        self.check()
         self.shared.enter()
         try:
-            self._ask_for_hello()
-            self._drain()
+            self.hear_nothing()
+            self.drain()
             now = now_ns()
-            while self.expiring.n:
-                next_deadline = self.expiring.heap[0].deadline
-                pending = self.pending.get(self.expiring.heap[0].id)
-                if pending is not None and (pending.outcome != OUTCOME_WAITING or pending.deadline != next_deadline):
-                    pending = None      # a stream, which waits under another deadline or not at all
-                if pending is not None and next_deadline > now:
-                    return min((next_deadline - now) / 1e9, self._tend_after(HELLO_INTERVAL / 1e9))
-                self.expiring.pop()
-                if pending is not None:
-                    self._expire(pending)
-                    if pending.items is not None:
-                        self._drain()       # something was sent
+            if self.expire_overdue(now, &earliest):
+                return min((earliest - now) / 1e9, self._tend_after(SILENCE / 1e9))
             if self.on_clean is not None:
                 if now >= self.drain_deadline and not self.pending:
                     self._lose("it was retired and its peer has not acknowledged what was sent")
@@ -518,7 +379,7 @@ cdef class Channel:
                 return TEND_INTERVAL
             return None
         finally:
-            self._unlock()
+            self.unlock()
 
     cdef double _tend_after(self, double seconds) noexcept:
         """Return after how many seconds to attend again where ``seconds`` would do but for what is retained."""
@@ -539,7 +400,7 @@ cdef class Channel:
         after each of its turns in which it has sent something: its own sends leave the look at the socket to that.
         There can be one such loop; any number of others and of threads may use the channel as ever.
         """
-        self._check()
+        self.check()
         self.shared.enter()
         try:
             if self.loop_thread == 0:
@@ -547,19 +408,19 @@ cdef class Channel:
                 self.attended = True
             return self.loop_thread == PyThread_get_thread_ident()
         finally:
-            self._unlock()
+            self.unlock()
 
     def disown(self) -> None:
         """The loop that adopted the channel is done with it; what is still outstanding goes to ``attention``."""
         cdef bint orphaned
-        self._check()
+        self.check()
         self.shared.enter()
         try:
             self.loop_thread = 0
             orphaned = self.expiring.n > 0 or self.on_clean is not None
             self.attended = orphaned
         finally:
-            self._unlock()
+            self.unlock()
         if orphaned and self.attention is not None:
             self.attention(self)
 
@@ -572,14 +433,14 @@ cdef class Channel:
         self.shared.enter()
         try:
             self.retired = True
-            self._drain()
+            self.drain()
             self.on_clean = on_clean
             self.drain_deadline = deadline_after(timeout)
             if self.state <= STATE_OPEN and not self.is_clean():
                 attend = not self.attended
                 self.attended = True
         finally:
-            self._unlock()
+            self.unlock()
         if attend and self.attention is not None:
             self.attention(self)
 
@@ -590,16 +451,16 @@ cdef class Channel:
             self.on_clean = None
             self.retired = False
         finally:
-            self._unlock()
+            self.unlock()
 
     def look(self) -> None:
         """Take what has come and notice what has become of the connection; never block."""
-        self._check()
+        self.check()
         self.shared.enter()
         try:
-            self._drain()
+            self.drain()
         finally:
-            self._unlock()
+            self.unlock()
 
     def settle(self) -> bool:
         """look(), and return whether nothing is outstanding: all is acknowledged and answered, or lost."""
@@ -621,7 +482,7 @@ cdef class Channel:
                 self.state = STATE_CLOSED
                 self._end_all(OUTCOME_CLOSED)
         finally:
-            self._unlock()
+            self.unlock()
 
     # -- what it tells about itself ----------------------------------------------------------------------
 
@@ -692,8 +553,7 @@ cdef class Channel:
 
     # -- sending -----------------------------------------------------------------------------------------
 
-    cdef int _check(self) except -1:
-        """Raise Closed in a forked child: there even the lock may be held by a thread that does not exist."""
+    cdef int check(self) except -1:
         if self.shared.generation != fork_generation():
             raise errors.Closed(f"channel to {self.endpoint} was made before a fork and is the parent's")
         return 0
@@ -705,37 +565,23 @@ cdef class Channel:
     ):
         """Pack and send a message; return its Pending, which is registered if a reply is expected."""
         cdef Parcel parcel
-        cdef Header header
         cdef bint attend = False
-        cdef Retained retained = None
+        cdef Retained retained
         cdef Pending pending = Pending.__new__(Pending)
         pending.channel = self
         pending.callback = callback
         pending.started = started
         pending.deadline = deadline
-        self._check()
+        self.check()
         if self.instance is None and wait and body is not None and len(body) + _sizes(buffers) > UNANNOUNCED_BYTES:
             # The port may take less than we do, and libzmq would break the connection: first hear what it takes.
             self.look()
             if self.instance is None:
                 self.ping(None if deadline == NEVER else max(0.0, (deadline - now_ns()) / 1e9))
-        if topic is None or method is None or metadata is None:
-            raise TypeError("topic and metadata are bytes and method is str, not None")
-        header.kind = kind
-        header.flags = FLAG_FLOW
-        header.codec = codec
-        header.id = 0
-        header.ack = 0
-        header.remaining_ms = NO_DEADLINE
-        if lane is not None:
-            header.flags |= FLAG_IDENTIFIED
-            metadata = NO_IDENTITY + metadata if metadata else NO_IDENTITY
-            retained = Retained.__new__(Retained)
-            pending.lane = lane
-        parcel_pack(&parcel, &header, topic, method, metadata, body, buffers, self.max_bytes, self.max_buffers)
+        retained = self._pack(&parcel, kind, topic, method, body, buffers, metadata, codec, lane)
         self.shared.enter()
         try:
-            self._send(&parcel, pending, deadline, carries_deadline, reply != TO_NOBODY, wait, retained)
+            self._send(&parcel, pending, deadline, carries_deadline, reply != TO_NOBODY, wait, retained, lane)
             if reply != TO_NOBODY:
                 self.n_calls += 1
             else:
@@ -744,14 +590,14 @@ cdef class Channel:
                 if reply == TO_CALLBACK:
                     pending.hurried = True
                     self.n_hurried += 1
-                self._expect(pending)
+                self.expect(pending)
                 # Who attends sleeps until the deadline that was the first one.
                 attend = not self.attended or self.expiring.heap[0].id == pending.id or (
                     reply == TO_CALLBACK and self.n_hurried == 1)
         finally:
             if retained is not None:
                 self._let_next_go()
-            self._unlock()
+            self.unlock()
             parcel_close(&parcel)
         if attend and pending.outcome == OUTCOME_WAITING and self.loop_thread != PyThread_get_thread_ident():
             self.attended = True
@@ -761,31 +607,37 @@ cdef class Channel:
             self._have_tended()
         return pending
 
-    cdef int _expect(self, Pending pending) except -1:
-        """Have attend() end ``pending`` at its deadline."""
-        cdef Pending other
-        cdef Deadlines left
-        cdef Py_ssize_t i
-        if self.expiring.n > 64 + 2 * len(self.pending):
-            # Most have ended before their deadlines, or wait for the next item under another one.
-            left = Deadlines.__new__(Deadlines)
-            for i in range(self.expiring.n):
-                other = self.pending.get(self.expiring.heap[i].id)
-                if other is not None and other.deadline == self.expiring.heap[i].deadline:
-                    left.push(other.deadline, other.id)
-            self.expiring = left
-        return self.expiring.push(pending.deadline, pending.id)
+    cdef Retained _pack(
+        self, Parcel *parcel, int kind, bytes topic, str method, body, list buffers, bytes metadata, int codec,
+        Lane lane,
+    ):
+        """Pack a message, which gets its id and what else is not known yet later; return what will retain it.
+
+        That is None without ``lane``; else there is room for its identity.
+        """
+        cdef Header header
+        cdef Retained retained = None
+        if topic is None or method is None or metadata is None:
+            raise TypeError("topic and metadata are bytes and method is str, not None")
+        header_begin(&header, kind, FLAG_FLOW, 0)
+        header.codec = codec
+        if lane is not None:
+            header.flags |= FLAG_IDENTIFIED
+            metadata = NO_IDENTITY + metadata if metadata else NO_IDENTITY
+            retained = Retained.__new__(Retained)
+        parcel_pack(parcel, &header, topic, method, metadata, body, buffers, self.max_bytes, self.max_buffers)
+        return retained
 
     cdef int _send(
         self, Parcel *parcel, Pending pending, int64_t deadline, bint carries_deadline, bint expects_reply,
-        bint wait, Retained retained=None,
+        bint wait, Retained retained, Lane lane,
     ) except -1:
         """Send ``parcel`` under the next id when there is a connection and room; without ``wait``, at once or not.
 
         The lock is held throughout, but for the time spent waiting.
         """
         if retained is not None and not retained.packed:
-            pending.lane.check()        # now, not when its turn has come: others would stand behind it
+            lane.check()        # now, not when its turn has come: others would stand behind it
         if retained is not None and (self.acceptors or not self.retention.has_room(parcel.n_bytes)):
             self.n_retain_waits += 1
             self._wait_in_turn(self.acceptors, parcel.n_bytes, pending.started, deadline if wait else 0, True)
@@ -799,7 +651,7 @@ cdef class Channel:
             self._raise_gone()
         if carries_deadline:
             parcel_set_remaining(parcel, remaining_ms(deadline))
-        self._transmit(parcel, retained, pending.lane)
+        self._transmit(parcel, retained, lane)
         pending.id = self.sent_id
         if expects_reply:
             self.pending[pending.id] = pending
@@ -808,10 +660,10 @@ cdef class Channel:
     cdef int _look_sometimes(self, int64_t now) except -1:
         """Acknowledgements and a goodbye must be taken now and then even if nobody ever waits."""
         if (self.sent_id - self.acked_id) & 127 == 127 or now - self.last_drain > LOOK_INTERVAL:
-            self._drain()
+            self.drain()
         return 0
 
-    cdef int _transmit(self, Parcel *parcel, Retained retained=None, Lane lane=None) except -1:
+    cdef int _transmit(self, Parcel *parcel, Retained retained, Lane lane) except -1:
         """Hand ``parcel`` to libzmq under the next id. The connection is there, and room; the lock is held."""
         cdef size_t size = parcel.n_bytes
         cdef int code
@@ -843,7 +695,7 @@ cdef class Channel:
         if self.watched or (self.attended and self._is_polled_by_another()):
             self.shared.read_events()
             if self.shared.readable or not self.shared.writable:
-                self._drain()
+                self.drain()
         return 0
 
     cdef bint _is_polled_by_another(self) noexcept:
@@ -882,16 +734,14 @@ cdef class Channel:
     cdef int _wake_first(self, object queue) except -1:
         """If the first of those who wait for a connection or for room can go on now, tell it. It stays the first
         until it has left by itself, so nobody overtakes it meanwhile."""
-        cdef Pending first
+        cdef Turn first
         if queue and self.state != STATE_CONNECTING:
             first = queue[0]
-            if first.outcome == OUTCOME_WAITING and (self.state != STATE_OPEN or self._fits(first)):
-                first.outcome = OUTCOME_DONE
-                if first.waiter is not None:
-                    wakes_owe(&self.owed, first.waiter)
+            if not first.waiter.over and (self.state != STATE_OPEN or self._fits(first)):
+                self.end_wait(first.waiter)
         return 0
 
-    cdef bint _fits(self, Pending turn) noexcept:
+    cdef bint _fits(self, Turn turn) noexcept:
         return self.retention.has_room(turn.size) if turn.retains else self._has_room(turn.size)
 
     cdef int _wait_in_turn(
@@ -902,14 +752,10 @@ cdef class Channel:
         The room is in the window, with ``retains`` in what is retained. The lock is held on entry and on return, and
         not released between the last look and the return. Raises as send() does.
         """
-        cdef Pending turn = Pending.__new__(Pending)
-        turn.channel = self
-        turn.size = size
-        turn.retains = retains
-        queue.append(turn)
+        cdef Turn turn = self._queue_up(queue, size, retains)
         try:
             while True:
-                self._drain()
+                self.drain()
                 if self.state > STATE_OPEN or self.goodbye:
                     self._raise_gone()
                 if self.state == STATE_OPEN and queue[0] is turn and self._fits(turn):
@@ -917,16 +763,34 @@ cdef class Channel:
                     return 0
                 if deadline != NEVER and now_ns() >= deadline:
                     self._raise_no_room(started, retains)
-                turn.outcome = OUTCOME_WAITING
-                self._lead_or_follow(turn, deadline)
+                turn.waiter.over = False
+                self.lead_or_follow(turn.waiter, deadline)
         finally:
             self._leave_queue(queue, turn)
 
-    cdef int _leave_queue(self, object queue, Pending turn) except -1:
+    cdef Turn _queue_up(self, object queue, size_t size, bint retains):
+        cdef Turn turn = Turn.__new__(Turn)
+        turn.waiter = waiter_borrow()
+        turn.size = size
+        turn.retains = retains
+        queue.append(turn)
+        return turn
+
+    cdef int _leave_queue(self, object queue, Turn turn) except -1:
         """If ``turn`` stands in the queue, take it out and tell who is the first then."""
         if turn in queue:
             queue.remove(turn)
             self._wake_first(queue)
+        waiter_return(turn.waiter)
+        return 0
+
+    cdef int _end_turns(self) except -1:
+        """Nobody can send any more: let all who wait for that see it."""
+        cdef Turn turn
+        for queue in (self.senders, self.acceptors):
+            while queue:
+                turn = queue.popleft()
+                self.end_wait(turn.waiter)
         return 0
 
     cdef int _raise_gone(self) except -1:
@@ -974,10 +838,11 @@ cdef class Channel:
         return 0
 
     cdef int _wake_flushers(self) except -1:
-        cdef Pending op
-        for op in self.flushers:
-            if op.outcome == OUTCOME_WAITING and (self.state > STATE_OPEN or op.lane.is_finished()):
-                self._finish(op, OUTCOME_DONE)
+        cdef Waiter waiter
+        cdef Lane lane
+        for waiter, lane in self.flushers.items():
+            if self.state > STATE_OPEN or lane.is_finished():
+                self.end_wait(waiter)
         return 0
 
     def await_finished(self, Lane lane not None, timeout: float) -> bool:
@@ -985,164 +850,34 @@ cdef class Channel:
 
         Return whether it could be driven: False, at once, if it is lost or closed already, or the parent's.
         """
-        cdef Pending op
+        cdef Waiter waiter
         cdef int64_t deadline = deadline_after(timeout)
         if self.state > STATE_OPEN or self.shared.generation != fork_generation():
             return False
         self.shared.enter()
         try:
-            self._drain()
+            self.drain()
             if self.state <= STATE_OPEN and not lane.is_finished():
-                op = Pending.__new__(Pending)
-                op.channel = self
-                op.lane = lane
-                self.flushers.append(op)
+                waiter = waiter_borrow()
+                self.flushers[waiter] = lane
                 try:
-                    self._lead_or_follow(op, deadline)
+                    self.lead_or_follow(waiter, deadline)
                 finally:
-                    self.flushers.remove(op)
+                    del self.flushers[waiter]
+                    waiter_return(waiter)
         finally:
-            self._unlock()
+            self.unlock()
         return True
 
-    # -- waiting: leader and followers -------------------------------------------------------------------
-
-    cdef int _await(self, Pending op, int64_t deadline) except -1:
-        """Wait until ``op`` has ended, or the deadline."""
-        cdef Pending joined
-        self.shared.enter()
-        try:
-            if op.waiter is None:
-                self._lead_or_follow(op, deadline)
-            elif op.outcome == OUTCOME_WAITING:
-                # Another thread waits for it already; _finish() ends this one with it.
-                joined = Pending.__new__(Pending)
-                joined.channel = self
-                if op.joined is None:
-                    op.joined = []
-                op.joined.append(joined)
-                try:
-                    self._lead_or_follow(joined, deadline)
-                finally:
-                    if joined.outcome == OUTCOME_WAITING:
-                        op.joined.remove(joined)
-        finally:
-            self._unlock()
-        return 0
-
-    cdef int _lead_or_follow(self, Pending op, int64_t deadline) except -1:
-        """Drive the channel, or let another thread do so, until ``op`` has ended or the deadline.
-
-        The lock is held on entry and on return, but not while waiting or while callbacks run. No other thread waits
-        for ``op``.
-        """
-        cdef Waiter waiter
-        cdef int64_t budget = 0, began = 0, before
-        cdef bint judged = False
-        cdef uint64_t received = 0
-        cdef bint overdue = False
-        if op.outcome != OUTCOME_WAITING:
-            return 0
-        waiter = waiter_borrow()
-        op.waiter = waiter
-        self.inside += 1
-        try:
-            while op.outcome == OUTCOME_WAITING:
-                if self.leader is None:
-                    self.leader = op
-                if self.leader is op:
-                    self._drain()
-                    if judged and self.shared.spin_result(budget, began, self.n_received_bytes != received):
-                        judged = False
-                        budget = 0
-                    if not overdue and (
-                            self.finished or (op.outcome == OUTCOME_WAITING and sent_buffers_returned())):
-                        self._call_back(op)
-                        overdue = deadline != NEVER and now_ns() >= deadline
-                        continue
-                    if op.outcome != OUTCOME_WAITING or overdue:
-                        break
-                    before = now_ns()
-                    if began == 0:
-                        # Once for each request, however often libzmq signals for reasons of its own.
-                        began = before
-                        judged = self.inside == 1
-                        budget = self.shared.spin_budget() if judged else 0
-                        received = self.n_received_bytes
-                    self.watched = True
-                    wakes_move(&self.owed, &waiter.owed)
-                    self.shared.leave()
-                    try:
-                        waiter.wait(
-                            self.shared.fd, min(deadline, before + HELLO_INTERVAL),
-                            max(<int64_t>0, began + budget - before))
-                    finally:
-                        self.shared.enter()
-                        self.watched = False
-                    if now_ns() - before >= HELLO_INTERVAL:
-                        self._ask_for_hello()
-                else:
-                    if overdue:
-                        break
-                    if self.finished:
-                        # A sender has taken them before it found that it has to wait.
-                        self._call_back(op)
-                        overdue = deadline != NEVER and now_ns() >= deadline
-                        continue
-                    self.followers[op] = None
-                    wakes_move(&self.owed, &waiter.owed)
-                    self.shared.leave()
-                    try:
-                        waiter.wait(-1, deadline, 0)
-                    finally:
-                        self.shared.enter()
-                        self.followers.pop(op, None)
-                overdue = deadline != NEVER and now_ns() >= deadline
-        finally:
-            op.waiter = None
-            self.inside -= 1
-            if self.leader is op:
-                self.leader = None
-            self._promote()
-            waiter_return(waiter)
-        return 0
-
-    cdef int _promote(self) except -1:
-        """If nobody leads, wake the follower that has waited longest: it will."""
-        cdef Pending follower
-        if self.leader is None:
-            for follower in self.followers:
-                wakes_owe(&self.owed, follower.waiter)
-                break
-        return 0
-
-    cdef int _call_back(self, Pending op) except -1:
-        """Run user code without the lock and without ``op`` being the leader: the finished requests' callbacks, and
-        what releasing sent buffers may run."""
-        cdef Wakes owed
-        finished, self.finished = self.finished, []
-        if self.leader is op:
-            self.leader = None
-            self._promote()
-        wakes_move(&self.owed, &owed)
-        self.shared.leave()
-        wakes_pay(&owed)
-        try:
-            release_sent_buffers()
-            _run_callbacks(finished)
-        finally:
-            self.shared.enter()
-        return 0
-
-    cdef int _unlock(self) except -1:
-        """Release the lock; then do what must not happen under it: callbacks, and closing the socket."""
+    cdef int unlock(self) except -1:
+        # What must not happen under the lock: callbacks, and closing the socket.
         cdef bint close_now = self.state == STATE_CLOSED and self.inside == 0 and self.shared.handle != NULL
-        cdef list finished = self.finished
+        cdef list due = self.due
         cdef list left_over = self.retention.left_over
         cdef Wakes owed
         on_clean = done = None
-        if finished:
-            self.finished = []
+        if due:
+            self.due = []
         if left_over:
             self.retention.left_over = []
         if self.retention.done:
@@ -1163,15 +898,15 @@ cdef class Channel:
             self.retention.hand_over(left_over)
         if close_now:
             self.shared.close_socket()
-        if finished:
-            _run_callbacks(finished)
+        if due:
+            self.call_back(due)
         if on_clean is not None:
             on_clean(self)
         return 0
 
     # -- receiving ---------------------------------------------------------------------------------------
 
-    cdef int _drain(self) except -1:
+    cdef int drain(self) except -1:
         """Take everything that has come and notice what has become of the connection. The lock is held."""
         cdef zc_msg_t message
         if self.state > STATE_OPEN:
@@ -1225,19 +960,17 @@ cdef class Channel:
                 self.n_replies += 1
                 pending.reply = envelope
                 if pending.outcome == OUTCOME_WAITING:
-                    self._finish(pending, OUTCOME_DONE)
+                    self.finish(pending, OUTCOME_DONE)
         elif header.kind == KIND_ITEM:
-            self._take_in(envelope)
+            if not self.take_item(envelope):
+                self._control(KIND_CANCEL, header.id)
         elif header.kind == KIND_HELLO:
             self._hello(envelope)
         elif header.kind == KIND_GOODBYE:
             self.goodbye = True
             self.parted = False
             self.retention.bar(self.acked_id)
-            for waiting in (self.senders, self.acceptors):
-                while waiting:
-                    # They go elsewhere.
-                    self._finish(waiting.popleft(), OUTCOME_DONE)
+            self._end_turns()       # they go elsewhere
         elif header.kind == KIND_ACK:
             if header.id:
                 self._finished_to(header.id)
@@ -1250,7 +983,7 @@ cdef class Channel:
         cdef Pending pending = self.pending.pop(id, None)
         self.n_garbage += 1
         if pending is not None:
-            self._finish(pending, OUTCOME_MALFORMED)
+            self.finish(pending, OUTCOME_MALFORMED)
         return 0
 
     cdef int _take_buffers(self, Envelope envelope, zc_msg_t *message) except -1:
@@ -1289,12 +1022,12 @@ cdef class Channel:
             self.n_lost += first - 1 - self.acked_id
             for number in [number for number in self.pending if number < first]:
                 pending = self.pending.pop(number)
-                self._finish(pending, OUTCOME_LOST)
+                self.finish(pending, OUTCOME_LOST)
             self.lost_reason = "the connection broke and was made again"
             self._acked(first - 1)
         return 0
 
-    cdef int _ask_for_hello(self) except -1:
+    cdef int hear_nothing(self) except -1:
         """Requests are outstanding, and nothing has come for long: see that libzmq has not reconnected unnoticed.
 
         If it has, this is the new connection's first message, and the port's hello tells that the requests are lost.
@@ -1302,15 +1035,9 @@ cdef class Channel:
         """
         cdef Parcel parcel
         cdef Header header
-        if self.state != STATE_OPEN or not self.pending or coarse_now_ns() - self.last_heard < HELLO_INTERVAL:
+        if self.state != STATE_OPEN or not self.pending or coarse_now_ns() - self.last_heard < SILENCE:
             return 0
-        header.kind = KIND_PING
-        header.flags = FLAG_FLOW
-        header.codec = 0
-        header.id = self.sent_id + 1
-        header.ack = 0
-        header.remaining_ms = NO_DEADLINE
-        header.body_bytes = 0
+        header_begin(&header, KIND_PING, FLAG_FLOW, self.sent_id + 1)
         parcel_pack_control(&parcel, &header, NULL)
         if self._has_room(parcel.n_bytes) and parcel_send(&parcel, self.shared.handle) == 0:
             self.sent_id += 1
@@ -1331,34 +1058,12 @@ cdef class Channel:
         cdef Parcel parcel
         cdef Header header
         cdef bint sent
-        header.kind = kind
-        header.flags = FLAG_FLOW
-        header.codec = 0
-        header.id = id
-        header.ack = 0
-        header.remaining_ms = NO_DEADLINE
+        header_begin(&header, kind, FLAG_FLOW, id)
         header.body_bytes = PyBytes_GET_SIZE(body)
         parcel_pack_control(&parcel, &header, PyBytes_AS_STRING(body))
         sent = parcel_send(&parcel, self.shared.handle) == 0
         parcel_close(&parcel)
         return sent
-
-    cdef int _finish(self, Pending pending, int outcome) except -1:
-        """End ``pending``, which has been taken out of the tables, and wake or note whom it concerns."""
-        cdef Pending joined
-        pending.outcome = outcome
-        if pending.hurried:
-            pending.hurried = False
-            self.n_hurried -= 1
-        if pending.callback is not None:
-            self.finished.append(pending)
-        if pending.joined is not None:
-            for joined in pending.joined:
-                self._finish(joined, outcome)
-        # The leader itself is awake while it drains; it sleeps only while ``watched``.
-        if pending.waiter is not None and (self.watched or pending is not self.leader):
-            wakes_owe(&self.owed, pending.waiter)
-        return 0
 
     cdef int _lose(self, str reason) except -1:
         """The connection has gone: everything outstanding has failed."""
@@ -1370,198 +1075,16 @@ cdef class Channel:
         return self._end_all(OUTCOME_LOST)
 
     cdef int _end_all(self, int outcome) except -1:
-        cdef Pending pending
-        for pending in self.pending.values():
-            self._finish(pending, outcome)
-        self.pending.clear()
-        for waiting in (self.senders, self.acceptors):
-            for pending in waiting:
-                self._finish(pending, outcome)
-            waiting.clear()
+        self.finish_all(outcome)
+        self._end_turns()
         self._wake_flushers()
         self.acked_id = self.sent_id
         self.acked_bytes = self.sent_bytes
         return 0
 
-    # -- how a request ends without a reply --------------------------------------------------------------
-
-    cdef int _abandon(self, Pending pending) except -1:
-        """Nobody waits for ``pending`` any longer: its time is over, or the waiting thread was interrupted."""
-        self.shared.enter()
-        try:
-            if pending.outcome != OUTCOME_WAITING:
-                pass
-            elif pending.deadline != NEVER and now_ns() >= pending.deadline:
-                self._expire(pending)
-            else:
-                self._give_up(pending)
-        finally:
-            self._unlock()
-        return 0
-
-    cdef int _expire(self, Pending pending) except -1:
-        """``pending``'s time is over."""
-        self.pending.pop(pending.id, None)
-        self.n_timeouts += 1
-        self._finish(pending, OUTCOME_EXPIRED)
-        if pending.items is not None:
-            # The server knows of no deadline for this.
-            self._tell(KIND_CANCEL, pending.id, b"")
-        return 0
-
-    def _cancel(self, Pending pending not None) -> bool:
-        # Referred to until the lock is released: the callback's finalizer is user code.
-        _callback = pending.callback
-        self._check()
-        self.shared.enter()
-        try:
-            if pending.outcome != OUTCOME_WAITING or self.pending.get(pending.id) is None:
-                return False
-            pending.callback = None
-            self._give_up(pending)
-            return True
-        finally:
-            self._unlock()
-
-    def _notify(self, Pending pending not None, callback not None) -> bool:
-        cdef bint attend = False
-        # Referred to until the lock is released: its finalizer is user code.
-        _previous = pending.callback
-        self._check()
-        self.shared.enter()
-        try:
-            if pending.outcome != OUTCOME_WAITING:
-                return False
-            pending.callback = callback
-            if pending.items is not None:
-                self._expect(pending)
-            if not pending.hurried:
-                pending.hurried = True
-                self.n_hurried += 1
-                attend = self.n_hurried == 1 and self.loop_thread == 0
-        finally:
-            self._unlock()
-        if attend and self.attention is not None:
-            self.attention(self)
-        return True
-
-    cdef int _give_up(self, Pending pending) except -1:
-        """End ``pending``, which has been sent, without its reply, and tell the server that nobody waits for it."""
-        del self.pending[pending.id]
-        self.n_cancelled += 1
-        self._finish(pending, OUTCOME_CANCELLED)
-        return self._tell(KIND_CANCEL, pending.id, b"")
-
-    cdef int _tell(self, int kind, uint64_t id, bytes body) except -1:
-        """Tell the server something about request ``id``. The lock is held."""
+    cdef int tell(self, int kind, uint64_t id, bytes body=b"") except -1:
         # Should the connection have gone meanwhile, whoever looks at it next notices.
         if self.state == STATE_OPEN:
             self._control(kind, id, body)
             self._keep_edge()
         return 0
-
-    # -- streams -----------------------------------------------------------------------------------------
-
-    cdef int _take_in(self, Envelope envelope) except -1:
-        """An item has come. It is kept until it is asked for: their number is bounded by what was granted."""
-        cdef uint64_t id = envelope.header.id
-        cdef Pending pending = self.pending.get(id)
-        if pending is None:
-            self.n_late += 1
-            if id != self.told_id:
-                # Nobody waits for this stream: its call expired before its first item came.
-                self.told_id = id
-                self._control(KIND_CANCEL, id)
-            return 0
-        self.n_items += 1
-        if pending.items is None:
-            pending.items = deque()
-        pending.items.append(envelope)
-        if pending.outcome == OUTCOME_WAITING:
-            self._finish(pending, OUTCOME_DONE)
-        return 0
-
-    def _take_item(self, Pending pending not None, int64_t deadline) -> Envelope | None:
-        self._check()
-        self.shared.enter()
-        try:
-            if pending.items:
-                return pending.items.popleft()
-            if pending.outcome == OUTCOME_WAITING:
-                return None
-            if pending.outcome == OUTCOME_DONE and pending.reply is None:
-                pending.outcome = OUTCOME_WAITING
-                pending.started = now_ns()
-                pending.deadline = deadline
-                return None
-        finally:
-            self._unlock()
-        return pending.reply if pending.outcome == OUTCOME_DONE else self._result(pending)
-
-    def _grant(self, Pending pending not None, uint32_t n_items) -> None:
-        self._check()
-        self.shared.enter()
-        try:
-            if pending.id in self.pending:
-                self._tell(KIND_CREDIT, pending.id, int(n_items).to_bytes(4, "little"))
-        finally:
-            self._unlock()
-
-    def _close_stream(self, Pending pending not None) -> None:
-        # Referred to until the lock is released: the callback's finalizer is user code.
-        _callback = pending.callback
-        _items = pending.items
-        if self.shared.generation != fork_generation():
-            return
-        self.shared.enter()
-        try:
-            if pending.items is not None:
-                pending.items = deque()
-            pending.callback = None
-            if pending.id in self.pending:
-                self.told_id = pending.id
-                self._give_up(pending)
-        finally:
-            self._unlock()
-
-    cdef Envelope _result(self, Pending pending):
-        cdef double waited
-        cdef Header header
-        if pending.outcome == OUTCOME_DONE:
-            if pending.items is not None:
-                header.kind = KIND_ITEM
-                header.flags = header.codec = 0
-                header.id = pending.id
-                header.ack = header.n_buffers = header.topic_bytes = header.method_bytes = 0
-                header.metadata_bytes = header.body_bytes = 0
-                header.remaining_ms = NO_DEADLINE
-                return envelope_of_stream(pending, &header)
-            return pending.reply
-        if pending.outcome == OUTCOME_EXPIRED:
-            waited = max(<int64_t>0, pending.deadline - pending.started) / 1e9
-            raise errors.DeadlineExceeded(f"{self.endpoint} has not answered within {waited:.3g} s")
-        if pending.outcome == OUTCOME_LOST:
-            raise errors.PeerLost(
-                f"{self.endpoint}: {self.lost_reason} before the reply came; the request may have been executed")
-        if pending.outcome == OUTCOME_MALFORMED:
-            raise errors.ProtocolError(
-                f"{self.endpoint} has answered by what is no envelope, or over the limits of {self.max_bytes} bytes and"
-                f" {self.max_buffers} buffers")
-        if pending.outcome == OUTCOME_CLOSED:
-            raise errors.Closed(f"channel to {self.endpoint} was closed before the reply came")
-        raise errors.Closed(f"request {pending.id} to {self.endpoint} was cancelled")
-
-
-cdef int _run_callbacks(list finished) except -1:
-    cdef Pending pending
-    for pending in finished:
-        callback, pending.callback = pending.callback, None
-        if callback is not None:
-            try:
-                callback(pending)
-            except BaseException as exc:
-                # Not ours to handle, and nobody to raise it to. The interpreter's own hook takes no lookalike of its
-                # argument, so the interpreter has to make it.
-                PyErr_SetObject(type(exc), exc)
-                PyErr_WriteUnraisable(callback)
-    return 0

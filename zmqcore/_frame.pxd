@@ -42,6 +42,18 @@ cdef struct Header:
     uint32_t metadata_bytes
     uint32_t body_bytes
 
+cdef inline void header_begin(Header *header, int kind, int flags, uint64_t id) noexcept nogil:
+    """Fill in the header of a message that carries nothing yet, and has no deadline."""
+    header.kind = kind
+    header.flags = flags
+    header.codec = 0
+    header.n_buffers = 0
+    header.id = id
+    header.ack = 0
+    header.remaining_ms = NO_DEADLINE
+    header.topic_bytes = header.method_bytes = 0
+    header.metadata_bytes = header.body_bytes = 0
+
 cdef struct Parcel:
     # A message on its way out. Owned by whoever packed it until parcel_send or parcel_close.
     zc_msg_t head

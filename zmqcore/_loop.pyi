@@ -6,8 +6,9 @@ from typing import Any, final
 
 from typing_extensions import disjoint_base
 
-from zmqcore._channel import Channel, Pending
+from zmqcore._channel import Channel
 from zmqcore._frame import Envelope
+from zmqcore._pending import Pending
 
 __all__ = ["Driven", "LoopCalls", "Reply"]
 

@@ -15,8 +15,9 @@ cimport cython
 from cpython.contextvars cimport PyContext_CopyCurrent, PyContext_Enter, PyContext_Exit
 from cpython.pythread cimport PyThread_get_thread_ident
 
-from zmqcore._channel cimport OUTCOME_WAITING, STATE_OPEN, Channel, Pending
+from zmqcore._channel cimport STATE_OPEN, Channel
 from zmqcore._frame cimport Envelope
+from zmqcore._pending cimport OUTCOME_WAITING, Pending
 from zmqcore._socket cimport now_ns
 
 __all__ = ["Driven", "LoopCalls", "Reply"]
@@ -82,7 +83,7 @@ cdef class Reply:
 
     def envelope(self) -> Envelope:
         """Return the reply, or raise what its request has ended by; see Pending.envelope(). For when it is done."""
-        return self.pending.channel._result(self.pending)
+        return self.pending.channel.result(self.pending)
 
     # Whatever interrupts the coroutine comes by one of these two.
 

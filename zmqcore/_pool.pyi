@@ -3,8 +3,9 @@ from typing import Any, Protocol
 
 from typing_extensions import Buffer, disjoint_base
 
-from zmqcore._channel import Channel, Pending
+from zmqcore._channel import Channel
 from zmqcore._frame import Envelope
+from zmqcore._pending import Pending
 from zmqcore._retention import Lane
 
 __all__ = ["ChannelPool", "default_max_sockets"]

@@ -20,7 +20,8 @@ import zmq
 
 from libc.stdint cimport int64_t, uint64_t
 
-from zmqcore._channel cimport STATE_CLOSED, STATE_LOST, STATE_OPEN, Channel, Pending
+from zmqcore._channel cimport STATE_CLOSED, STATE_LOST, STATE_OPEN, Channel
+from zmqcore._pending cimport Pending
 from zmqcore._retention cimport Lane
 from zmqcore._frame cimport Envelope
 from zmqcore._socket cimport NEVER, OpenFds, deadline_after, now_ns, waiter_return

@@ -36,7 +36,7 @@ from zmqcore._duplicates cimport Sender, Senders
 from zmqcore._frame cimport (
     FLAG_FLOW, FLAG_IDENTIFIED, HEADER_BYTES, INITIAL_CREDIT, KIND_ACK, KIND_CALL, KIND_CANCEL, KIND_CAST,
     KIND_CREDIT, KIND_ERROR, KIND_FANOUT, KIND_GOODBYE, KIND_HELLO, KIND_ITEM, KIND_PING, KIND_PONG, KIND_REPLY,
-    NO_DEADLINE, Envelope, Header, Parcel, envelope_take, parcel_close, parcel_pack, parcel_pack_control,
+    NO_DEADLINE, Envelope, Header, Parcel, envelope_take, header_begin, parcel_close, parcel_pack, parcel_pack_control,
     parcel_send, parcel_set_ack, parse_header, part_take, release_sent_buffers, sent_buffers_held,
 )
 from zmqcore._libzmq cimport ZMQ_DONTWAIT, ZMQ_SNDMORE, libzmq, raise_errno, zc_msg_t
@@ -775,12 +775,7 @@ cdef class Port(Answerer):
         """Send a message of the protocol itself; return 1, or 0 if the peer has gone. The lock is held."""
         cdef Parcel parcel
         cdef Header header
-        header.kind = kind
-        header.flags = 0
-        header.codec = 0
-        header.id = id
-        header.ack = 0
-        header.remaining_ms = NO_DEADLINE
+        header_begin(&header, kind, 0, id)
         header.body_bytes = PyBytes_GET_SIZE(body)
         parcel_pack_control(&parcel, &header, PyBytes_AS_STRING(body))
         return self._send(peer, &parcel, delimiter)
@@ -792,12 +787,8 @@ cdef class Port(Answerer):
         if request.envelope.header.kind != KIND_CALL:
             raise errors.InternalError(f"{request!r} wants no answer")
         self._check()
-        header.kind = kind
-        header.flags = 0
+        header_begin(&header, kind, 0, request.envelope.header.id)
         header.codec = codec
-        header.id = request.envelope.header.id
-        header.ack = 0
-        header.remaining_ms = NO_DEADLINE
         parcel_pack(&parcel, &header, b"", "", metadata, body, buffers, self.max_bytes, self.max_buffers)
         self.shared.enter()
         if request.answered or self.closed:

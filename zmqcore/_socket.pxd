@@ -41,6 +41,7 @@ cdef class Waiter:
     cdef int read_fd
     cdef int write_fd
     cdef Wakes owed
+    cdef bint over              # what it waits for is there; belongs to who uses that
     cdef int wake_owed(self) noexcept nogil
     cdef int wait(self, int fd, int64_t deadline, int64_t spin_ns) except -1
     cdef int wake(self) noexcept nogil

@@ -398,10 +398,13 @@ cdef int wakes_pay(Wakes *wakes) noexcept nogil:
 
 cdef Waiter waiter_borrow():
     """Return an idle Waiter, or a new one. Their number is that of the threads that waited at the same time."""
+    cdef Waiter waiter
     try:
-        return <Waiter>_idle_waiters.pop()
+        waiter = <Waiter>_idle_waiters.pop()
     except IndexError:
         return Waiter()
+    waiter.over = False
+    return waiter
 
 
 cdef int waiter_return(Waiter waiter) except -1:

@@ -14,8 +14,9 @@ import pytest
 import zmq
 
 from zmqcore import errors
-from zmqcore._channel import Channel, Pending
+from zmqcore._channel import Channel
 from zmqcore._frame import pack, pinned
+from zmqcore._pending import Pending
 
 LONG = 20.0
 

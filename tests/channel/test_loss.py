@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from zmqcore import errors
-from zmqcore._channel import Channel, Pending
+from zmqcore._channel import Channel
+from zmqcore._pending import Pending
 
 LONG = 20.0
 

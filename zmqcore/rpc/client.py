@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from zmqcore import errors
-from zmqcore._channel import Pending
+from zmqcore._pending import Pending
 from zmqcore._retention import Lane
 from zmqcore.matchmaker import Member, Membership
 from zmqcore.redelivery import wait_until_finished

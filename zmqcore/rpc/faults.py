@@ -13,8 +13,8 @@ from functools import partial
 from typing import Any
 
 from zmqcore import errors
-from zmqcore._channel import Pending
 from zmqcore._frame import Envelope
+from zmqcore._pending import Pending
 from zmqcore.codec import Codec
 from zmqcore.rpc.stream import Read, Stream
 

@@ -9,7 +9,7 @@ import time
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING
 from typing import Any
 
-from zmqcore._channel import Pending
+from zmqcore._pending import Pending
 from zmqcore.codec import Codec
 from zmqcore.node import called_back
 from zmqcore.rpc import faults

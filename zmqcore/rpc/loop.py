@@ -14,9 +14,10 @@ from functools import partial
 from typing import Any, TypeVar
 
 from zmqcore import errors
-from zmqcore._channel import Channel, Pending
+from zmqcore._channel import Channel
 from zmqcore._frame import Envelope
 from zmqcore._loop import Driven, LoopCalls
+from zmqcore._pending import Pending
 from zmqcore._retention import Lane
 from zmqcore.node import Node
 from zmqcore.rpc.deadline import check_time, time_left

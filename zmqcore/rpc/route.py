@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from zmqcore import errors
-from zmqcore._channel import Pending
+from zmqcore._pending import Pending
 from zmqcore._retention import Lane
 from zmqcore.endpoint import Endpoint
 from zmqcore.matchmaker import Member, Membership, Watch

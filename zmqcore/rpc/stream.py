@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from types import TracebackType
 from typing import Any, Self
 
-from zmqcore._channel import Pending
 from zmqcore._frame import Envelope
+from zmqcore._pending import Pending
 from zmqcore.rpc import deadline as deadlines
 
 __all__ = ["AsyncStream", "Read", "Stream"]
