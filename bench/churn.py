@@ -312,42 +312,65 @@ def many_dead(ports: dict[str, int], options: argparse.Namespace) -> dict[str, A
 
 
 def robin(ports: dict[str, int], options: argparse.Namespace) -> dict[str, Any]:
-    """Call 500 endpoints in turn: on kept channels, and with a socket per call in bare pyzmq."""
+    """Call 500 endpoints in turn: on kept channels, and in bare pyzmq with a socket per call and on kept sockets."""
     count, rounds, laps = 500, (3 if options.quick else 9), 4
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     bare = [endpoint(number, ports["bare"]) for number in range(count)]
     live = [endpoint(number, ports["live"]) for number in range(count)]
 
+    def connected(where: str) -> zmq.Socket[bytes]:
+        made = context.socket(zmq.DEALER)
+        made.linger = 0
+        made.connect(where)
+        return made
+
+    def echo(made: zmq.Socket[bytes]) -> None:
+        made.send(ANSWER)
+        if made.recv() != ANSWER:
+            raise AssertionError("the server did not echo")
+
     def socket_per_call() -> float:
         began = time.perf_counter()
         for where in bare:
-            made = context.socket(zmq.DEALER)
-            made.linger = 0
-            made.connect(where)
-            made.send(ANSWER)
-            if made.recv() != ANSWER:
-                raise AssertionError(f"{where} did not echo")
+            made = connected(where)
+            echo(made)
             made.close()
         return count / (time.perf_counter() - began)
 
     with Node("memory://churn", max_sockets=count + 12) as node:
 
-        def kept() -> float:
+        def pool() -> float:
             began = time.perf_counter()
             for _ in range(laps):
                 for where in live:
                     call(node.pool, where)
             return laps * count / (time.perf_counter() - began)
 
-        cold = kept()
-        pairs = [(kept(), socket_per_call()) for _ in range(rounds)]
+        sockets: list[zmq.Socket[bytes]] = []
+
+        def kept_sockets() -> float:
+            began = time.perf_counter()
+            for _ in range(laps):
+                for made in sockets:
+                    echo(made)
+            return laps * count / (time.perf_counter() - began)
+
+        cold = pool()
+        sockets.extend(map(connected, bare))
+        for made in sockets:
+            echo(made)
+        found = [(pool(), socket_per_call(), kept_sockets()) for _ in range(rounds)]
         assert node.pool.stats()["opened"] == count
+    for made in sockets:
+        made.close()
     context.term()
     return {
-        "pool_per_s": statistics.median(own for own, _ in pairs),
-        "socket_per_call_per_s": statistics.median(other for _, other in pairs),
-        "ratio": statistics.median(own / other for own, other in pairs),
-        "ratios": [own / other for own, other in pairs],
+        "pool_per_s": statistics.median(own for own, _, _ in found),
+        "socket_per_call_per_s": statistics.median(other for _, other, _ in found),
+        "kept_sockets_per_s": statistics.median(kept for _, _, kept in found),
+        "ratio": statistics.median(own / other for own, other, _ in found),
+        "ratios": [own / other for own, other, _ in found],
+        "kept_ratio": statistics.median(kept / other for _, other, kept in found),
         "first_laps_per_s": cold,
     }
 

@@ -341,6 +341,62 @@ def test_a_killed_server_comes_back(record: Record, address: str, client_of: Cal
     assert client._node.stats()["accepted"]["sent_again"] == 999
 
 
+def test_all_of_several_channels_to_one_server(
+    record: Record, address: str, client_of: Callable[..., Client]
+) -> None:
+    """``max_sockets_per_endpoint``: what one client sends is retained by two channels, which are lost together."""
+    first = record.start(address, server={"workers": 0})
+    client = client_of(address, node={"max_sockets_per_endpoint": 2})
+    pool = client._node.pool
+    client.cast("note", "me", 0)
+    held = pool.acquire(address)
+    client.cast("note", "me", 1)  # the other one is in use
+    client.flush(PATIENCE)
+    assert pool.stats()["opened"] == 2
+    first.freeze()
+    for number in range(2, 500):
+        client.cast("note", "me", number)
+    other = pool.acquire(address)
+    pool.release(held)
+    for number in range(500, 1000):
+        client.cast("note", "me", number)
+    pool.release(other)
+    retained = [row["retained"] for row in pool.snapshot()]
+    assert len(retained) == 2 and all(retained) and sum(retained) == 998
+    with pytest.raises(errors.DeadlineExceeded, match="998 for"):
+        client.flush(0.01)
+    first.kill()
+    second = record.start(address, server={"workers": 0})
+    for number in range(1000, 1500):
+        client.cast("note", "me", number)
+    client.flush(PATIENCE)
+    assert record.numbers(first) == [0, 1]
+    numbers = record.numbers(second)
+    assert sorted(numbers) == list(range(2, 1500))
+    accepted = client._node.stats()["accepted"]
+    assert accepted["sent_again"] >= 998  # more if one goes first to where the loss has not been noticed yet
+    assert (accepted["unfinished"], accepted["waiting"], accepted["given_up"]) == (0, 0, 0)
+
+
+def test_many_threads_over_several_channels_across_kills(
+    record: Record, address: str, client_of: Callable[..., Client]
+) -> None:
+    client = client_of(address, node={"max_sockets_per_endpoint": 3})
+    run = record.start(address)
+    casts = [Casting(client, sender=str(sender), pause=0.0005) for sender in range(4)]
+    for _ in range(3):
+        seen = len(record.lines())
+        while len(record.lines()) < seen + 200:
+            time.sleep(0.005)
+        run.kill()
+        run = record.start(address)
+    sent = [casting.stop() for casting in casts]
+    client.flush(PATIENCE)
+    ran = {(sender, number) for _, sender, number in record.lines()}
+    assert ran == {(str(sender), number) for sender, wanted in enumerate(sent) for number in range(wanted)}
+    assert client._node.stats()["accepted"]["given_up"] == 0
+
+
 def test_nobody_needs_to_call_for_that(
     record: Record, address: str, client_of: Callable[..., Client], until: Callable[..., None]
 ) -> None:
