@@ -169,11 +169,12 @@ COVERAGE_AT_LEAST ?= 90
 
 .PHONY: coverage
 coverage: $(VENV)/.tools  ## lines of Python and Cython that the tests run: build/coverage/html; fails below COVERAGE_AT_LEAST=90
-	@mkdir -p $(COVERAGE_TREE) && rm -rf $(COVERAGE_TREE)/{tests,docs,bench,examples} $(COVERAGE_TREE)/.coverage*
+	@# All anew: a tracing build compiles everything anyhow, and what is no longer in the sources would count as not run.
+	@rm -rf $(COVERAGE_TREE) && mkdir -p $(COVERAGE_TREE)
 	@tar cf - --exclude='*.so' --exclude='*.c' --exclude=__pycache__ setup.py pyproject.toml Makefile $(wildcard *.md *.in) LICENSE zmqcore tests docs bench examples .ci .github | tar xf - -C $(COVERAGE_TREE)
 	@cd $(COVERAGE_TREE) && ZMQCORE_TRACE=1 $(abspath $(PY)) setup.py -q build_ext --inplace
 	@# At the root, where every process of the tests finds it, whatever of PYTHONPATH it has been left.
-	@cp .ci/forked_coverage.py $(COVERAGE_TREE)
+	@cp .ci/quiet_tracing.py $(COVERAGE_TREE)
 	@# Left out: what takes real time already, and what runs another copy of the package than the traced one.
 	@# The report comes even if a test fails, as some that count on being quick may.
 	@cd $(COVERAGE_TREE) && failed=0 && \
