@@ -35,8 +35,10 @@ def valgrind_version() -> str:
     ).stdout.strip()
 
 
-def count_instructions(environment: Mapping[str, str] = os.environ) -> dict[str, int]:
-    """Return how many instructions each scenario takes, once. Takes about half a minute."""
+def count_instructions(
+    environment: Mapping[str, str] = os.environ, program: Path = PROGRAM
+) -> dict[str, int]:
+    """Return how many instructions each scenario of ``program`` takes, once. Takes about half a minute."""
     with tempfile.TemporaryDirectory(prefix="zmqcore-instructions-") as directory:
         out = Path(directory) / "dump"
         # A dump at each mark holds what has been executed since the one before.
@@ -47,7 +49,7 @@ def count_instructions(environment: Mapping[str, str] = os.environ) -> dict[str,
             "--combine-dumps=no",
             f"--callgrind-out-file={out}",
             sys.executable,
-            str(PROGRAM),
+            str(program),
         ]
         ran = subprocess.run(
             command,
@@ -57,7 +59,7 @@ def count_instructions(environment: Mapping[str, str] = os.environ) -> dict[str,
             check=False,
         )
         if ran.returncode:
-            raise CannotCount(f"{PROGRAM.name} failed under valgrind:\n{ran.stderr[-3000:]}")
+            raise CannotCount(f"{program.name} failed under valgrind:\n{ran.stderr[-3000:]}")
         dumps = sorted(out.parent.glob("dump.*"), key=lambda path: int(path.suffix[1:]))
         totals = [total_of(dump) for dump in dumps]
     return per_run(json.loads(ran.stdout), totals)

@@ -40,7 +40,6 @@ from report import figure, picture, table, title
 
 BENCH = Path(__file__).resolve().parent
 ROOT = BENCH.parent
-RESULTS = ROOT / "build" / "bench"
 
 AGAIN = 2
 """How often what seems slower is measured again."""
@@ -138,15 +137,20 @@ def measure(options: argparse.Namespace, words: list[str], before: Measured | No
     return now
 
 
+def named(path: Path) -> str:
+    """Return ``path`` as it is best shown."""
+    return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
+
+
 def introduce(now: Measured, before: Measured | None, path: Path) -> None:
     """Say what is compared with what."""
     if before is None:
         print(
             f"\nNOTHING TO COMPARE WITH: there is no baseline for machines of the class {now.machine}.\n"
-            f"  make bench ARGS=--store     keeps these figures as {path.relative_to(ROOT)}"
+            f"  make bench ARGS=--store     keeps these figures as {named(path)}"
         )
         return
-    print(f"\ncompared with {path.relative_to(ROOT) if path.is_relative_to(ROOT) else path}")
+    print(f"\ncompared with {named(path)}")
     changed = changed_versions(now, before)
     if changed and now.instructions:
         listed = ", ".join(
@@ -163,17 +167,27 @@ def name_gone(now: Measured, before: Measured) -> None:
         print(f"in the baseline, but not here: {', '.join(gone)}")
 
 
-def write(rows: list[Row], now: Measured) -> None:
-    """Write the results, and print the table."""
+def write(rows: list[Row], now: Measured, results: Path) -> None:
+    """Write the results into the directory ``results``, and print the table."""
     heading = f"zmqcore on {now.machine}"
     text = table(rows)
-    now.save(RESULTS / "result.json")
-    (RESULTS / "summary.md").write_text(f"# {heading}\n\n{text}", encoding="utf-8")
-    (RESULTS / "summary.svg").write_text(picture(rows, heading), encoding="utf-8")
-    print(f"\n{text}\n{RESULTS.relative_to(ROOT)}/summary.md, summary.svg, result.json")
+    now.save(results / "result.json")
+    (results / "summary.md").write_text(f"# {heading}\n\n{text}", encoding="utf-8")
+    (results / "summary.svg").write_text(picture(rows, heading), encoding="utf-8")
+    print(f"\n{text}\n{named(results)}/summary.md, summary.svg, result.json")
 
 
-def main() -> int:
+def name_slower(rows: list[Row]) -> int:
+    """Say which rows are slower, and return how many."""
+    found = [row for row in rows if row.verdict == "slower"]
+    for row in found:
+        now, before = figure(row, row.now), figure(row, row.before or 0.0)
+        print(f"SLOWER: {title(row)}: {now}, was {before}: {row.ratio:.2f}, limit {row.limit:.2f}")
+    return len(found)
+
+
+def parse_options() -> tuple[argparse.Namespace, list[str]]:
+    """Return the options, and the words that are for pytest."""
     parser = argparse.ArgumentParser(
         description=__doc__.partition("\n")[0], epilog="All else goes to pytest."
     )
@@ -187,12 +201,23 @@ def main() -> int:
     parser.add_argument(
         "--package", type=Path, default=ROOT, help="measure the zmqcore that is built in this directory"
     )
+    parser.add_argument(
+        "--results",
+        type=Path,
+        default=ROOT / "build" / "bench",
+        help="where the summary goes (default: build/bench)",
+    )
     parser.add_argument("--only", choices=["times", "instructions"], help="and not the other")
     options, words = parser.parse_known_args()
+    if options.baseline and not options.baseline.exists():
+        parser.error(f"there is no {options.baseline}")
+    return options, words
+
+
+def main() -> int:
+    options, words = parse_options()
     path = options.baseline or BASELINES / f"{machine_class()}.json"
     compared = path if path.exists() and not options.save and not options.store else None
-    if options.baseline and not path.exists():
-        parser.error(f"there is no {path}")
     before = None if compared is None else Measured.load(compared)
     try:
         now = measure(options, words, before)
@@ -205,19 +230,14 @@ def main() -> int:
     if options.store:
         kept = now.kept_over(Measured.load(path) if path.exists() else None)
         kept.save(path)
-        print(f"kept as {path}")
+        print(f"kept as {named(path)}")
         return 0
-    rows = compare_times(now, before) + compare_instructions(now, before)
     introduce(now, before, path)
     if before is not None and not words:
         name_gone(now, before)
-    write(rows, now)
-    for row in (row for row in rows if row.verdict == "slower"):
-        was = figure(row, row.before or 0.0)
-        print(
-            f"SLOWER: {title(row)}: {figure(row, row.now)}, was {was}: {row.ratio:.2f}, limit {row.limit:.2f}"
-        )
-    return 1 if slower(rows) else 0
+    rows = compare_times(now, before) + compare_instructions(now, before)
+    write(rows, now, options.results)
+    return 1 if name_slower(rows) else 0
 
 
 if __name__ == "__main__":
