@@ -1,4 +1,5 @@
-"""How servers run what comes: what a pool of threads costs, who suffers from a handler that computes, and overload.
+"""How servers run what comes: what a pool of threads costs, who suffers from a handler that computes, and overload;
+and how late calls end that a stopped server does not answer.
 
 ::
 
@@ -18,6 +19,7 @@ import dataclasses
 import json
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
@@ -31,7 +33,7 @@ from typing import Any
 import zmq
 
 import zmqcore
-from zmqcore import Client, Node, Overloaded, Server, Topic
+from zmqcore import AsyncClient, Client, DeadlineExceeded, Node, Overloaded, Server, Topic
 from zmqcore.rpc.loop_server import LoopServer
 
 TOPIC = "servers"
@@ -46,6 +48,9 @@ class Service:
 
     def echo(self, value: Any) -> Any:
         return value
+
+    def pid(self) -> int:
+        return os.getpid()
 
     def sleep(self, seconds: float) -> None:
         time.sleep(seconds)
@@ -245,6 +250,72 @@ def overload(
     return measure
 
 
+# -- deadlines: a stopped server, and 100,000 calls to it -----------------------------------------------------
+
+
+async def lateness(client: AsyncClient, calls: int, timeout: float, together: bool) -> list[float]:
+    """Return by how much each of ``calls`` calls ended after its deadline, in seconds, in order.
+
+    Each has ``timeout`` seconds from its own start, or they are due ``together``.
+    """
+    until = time.monotonic() + timeout
+    late: list[float] = []
+
+    async def call() -> None:
+        mine = client.prepare(timeout=until - time.monotonic()) if together else client
+        due = until if together else time.monotonic() + timeout
+        with contextlib.suppress(DeadlineExceeded, Overloaded):
+            await mine.call("echo", PAYLOAD)
+        late.append(time.monotonic() - due)
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(calls):
+            group.create_task(call())
+    return sorted(late)
+
+
+async def bare_lateness(calls: int) -> float:
+    """Return after how many seconds the last one of so many tasks goes on whose futures have failed at one moment."""
+    loop = asyncio.get_running_loop()
+    futures = [loop.create_future() for _ in range(calls)]
+    late: list[float] = []
+
+    async def wait(future: asyncio.Future[None]) -> None:
+        with contextlib.suppress(DeadlineExceeded):
+            await future
+        late.append(time.monotonic())
+
+    async with asyncio.TaskGroup() as group:
+        for future in futures:
+            group.create_task(wait(future))
+        await asyncio.sleep(0)
+        began = time.monotonic()
+        for future in futures:
+            future.set_exception(DeadlineExceeded("due"))
+    return max(late) - began
+
+
+def deadlines(_node: Node, options: argparse.Namespace) -> Sample:
+    """How late calls of coroutines to a stopped server end: each by a deadline of its own, and all by the same one."""
+    calls, timeout = (20_000, 4.0) if options.quick else (100_000, 15.0)
+    sample: Sample = {}
+    # A node that does not take a stopped server for lost.
+    with Node("memory://servers", liveness=600.0) as node, server(node, workers=0) as client:
+        asynchronous = AsyncClient(
+            TOPIC, node=node, connect=client.members()[0].endpoints[0], timeout=timeout
+        )
+        pid = client.call("pid")
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            for name, together in (("own", False), ("one", True)):
+                late = asyncio.run(lateness(asynchronous, calls, timeout, together))
+                for share in (0.5, 0.99, 1.0):
+                    sample[f"{name}_p{100 * share:.0f}_ms"] = percentile(late, share) * 1e3
+        finally:
+            os.kill(pid, signal.SIGCONT)
+    return sample | {"bare_ms": asyncio.run(bare_lateness(calls)) * 1e3}
+
+
 # -- running them --------------------------------------------------------------------------------------------
 
 MEASUREMENTS: dict[str, Callable[[Node, argparse.Namespace], Sample]] = {
@@ -253,6 +324,7 @@ MEASUREMENTS: dict[str, Callable[[Node, argparse.Namespace], Sample]] = {
     "overload": overload(("sleep", 0.005), 4, "reject"),
     "overload-compute": overload(("burn", 0.002), 1, "reject"),
     "overload-async": overload(("sleep", 0.005), 4, "reject", "max_concurrency"),
+    "deadlines": deadlines,
     "overload-wait": overload(("sleep", 0.005), 4, "wait"),
 }
 REPEATED = {"pool", "compute"}
@@ -280,6 +352,7 @@ GOALS = (
     ),
     Goal("overload", "share", "3 x overload, handlers that wait: done / peak", "≥", 0.8),
     Goal("overload-async", "share", "3 x overload, coroutines: done / peak", "≥", 0.8),
+    Goal("deadlines", "own_p100_ms", "100,000 calls to a stopped server: ms after the deadline", "≤", 50.0),
     Goal("overload-compute", "share", "3 x overload, handlers that compute: done / peak", "≥", 0.8),
 )
 

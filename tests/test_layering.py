@@ -56,7 +56,7 @@ VALUES = [*BASE, "topic", "endpoint", "runtime_dir"]
 LAYERS["matchmaker"] = VALUES
 LAYERS["node"] = [*VALUES, "codec", "matchmaker", "attendant", "redelivery", *CHANNEL, *PORT, "_pool"]
 LAYERS["rpc"] = [*VALUES, "codec", "matchmaker", "node", "redelivery", "_frame"]
-LAYERS["rpc"] += ["_pending", "_retention", "_channel", "_loop", "_request", "_port", "_pool"]
+LAYERS["rpc"] += ["_pending", "_retention", "_channel", "_deadlines", "_loop", "_request", "_port", "_pool"]
 LAYERS["router"] = LAYERS["node"] + ["node"]
 # The package itself only gathers the public names.
 LAYERS[""] = [*VALUES, "codec", "matchmaker", "node", "rpc"]

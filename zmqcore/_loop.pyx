@@ -2,7 +2,7 @@
 """The compiled half of what an event loop does with its channels: calls that need not wait, and replies that
 coroutines await. No task, no thread and no callback of the event loop for each.
 
-A Reply is a future as far as asyncio's tasks look at one (``_asyncio_future_blocking``, ``add_done_callback``,
+What they await is a future as far as asyncio's tasks look at one (``_asyncio_future_blocking``, ``add_done_callback``,
 ``result``, ``cancel``). asyncio's own has its callbacks called by the loop, one by one; here the look at the channel
 that has found the replies resumes all tasks that await them.
 """
@@ -20,7 +20,7 @@ from zmqcore._frame cimport Envelope
 from zmqcore._pending cimport OUTCOME_WAITING, Pending
 from zmqcore._socket cimport now_ns
 
-__all__ = ["Driven", "LoopCalls", "Reply"]
+__all__ = ["Awaited", "Driven", "LoopCalls", "Reply", "Turn"]
 
 # A message of this size, in bytes, does not go before the server has said what it takes. As in the channel.
 cdef Py_ssize_t UNANNOUNCED_BYTES = 1 << 18
@@ -39,64 +39,52 @@ cdef class Driven:
     cdef public bint used           # since somebody has asked that last
     cdef public object timer        # of the loop, for ``deadline``; None if it is not armed
     cdef public double deadline     # a time of time.monotonic()
-    cdef readonly object waiting    # deque: for room in the window, first come first served
+    cdef readonly object waiting    # Turns: for room in the window; while there are any nobody else may send
     cdef readonly object waiting_to_accept      # likewise, for something to be finished
 
-    def __init__(self, Channel channel not None, node):
+    def __init__(self, Channel channel not None, node, waiting, waiting_to_accept):
         self.channel = channel
         self.node = node
         self.fd = channel.fd
         self.adopted = channel.adopt()
         self.announced = channel.instance is not None
         self.used = True
-        self.waiting = deque()
-        self.waiting_to_accept = deque()
+        self.waiting = waiting
+        self.waiting_to_accept = waiting_to_accept
 
 
-@cython.final
-@cython.freelist(256)
-cdef class Reply:
-    """What a coroutine awaits: that ``pending`` ends. Then envelope() tells by what.
+cdef class Awaited:
+    """What one task awaits, with the methods that a task wants of a future. Made by :class:`LoopCalls`."""
 
-    Made by :class:`LoopCalls`. Whoever is interrupted while it awaits has given the request up, and the server is told.
-    """
-
-    cdef readonly Pending pending
-    cdef Driven driven
     cdef LoopCalls calls
     cdef object callback            # of the task that awaits it; None before, and after it has been called
     cdef object context             # to call it in
     cdef public bint _asyncio_future_blocking
     cdef bint interrupted           # by cancel(), which the task will be told
 
-    def __await__(self) -> Reply:
+    cdef bint is_over(self) noexcept:
+        """Whether what is awaited has come."""
+        return True
+
+    def close(self) -> None:
+        """Nobody awaits it any longer. Twice is fine."""
+
+    def __await__(self) -> Awaited:
         return self
 
-    def __iter__(self) -> Reply:
+    def __iter__(self) -> Awaited:
         return self
 
-    def __next__(self) -> Reply:
-        if self.interrupted or self.pending.outcome != OUTCOME_WAITING:
+    def __next__(self) -> Awaited:
+        if self.interrupted or self.is_over():
             raise StopIteration
         self._asyncio_future_blocking = True
         return self
 
-    def envelope(self) -> Envelope:
-        """Return the reply, or raise what its request has ended by; see Pending.envelope(). For when it is done."""
-        return self.pending.channel.result(self.pending)
-
-    # Whatever interrupts the coroutine comes by one of these two.
-
     def throw(self, kind, value=None, trace=None) -> None:
-        """Raise what the coroutine is to be interrupted by; nobody awaits the reply any longer."""
+        """Raise what the coroutine is to be interrupted by; nobody awaits this any longer."""
         self.close()
         raise kind if value is None else value
-
-    def close(self) -> None:
-        """Nobody awaits the reply any longer: give the request up. Twice is fine."""
-        self.calls._drop(self)
-
-    # What a task asks of a future.
 
     def get_loop(self) -> object:
         """Return the event loop that it belongs to."""
@@ -104,7 +92,7 @@ cdef class Reply:
 
     def done(self) -> bool:
         """Whether there is nothing to wait for any more."""
-        return self.interrupted or self.pending.outcome != OUTCOME_WAITING
+        return self.interrupted or self.is_over()
 
     def cancelled(self) -> bool:
         """Whether cancel() came first."""
@@ -114,24 +102,65 @@ cdef class Reply:
         """Have ``callback(self)`` called by the loop when this is done. There can be one."""
         self.context = PyContext_CopyCurrent() if context is None else context
         self.callback = callback
-        if self.interrupted or self.pending.outcome != OUTCOME_WAITING:
+        if self.interrupted or self.is_over():
             self.calls._resume_soon(self)
 
     def cancel(self, msg=None) -> bool:
         """Interrupt the task that awaits it; return whether there is time for that. ``msg`` is of no interest."""
-        if self.interrupted or self.pending.outcome != OUTCOME_WAITING:
+        if self.interrupted or self.is_over():
             return False
         self.interrupted = True
         self.calls._resume_soon(self)
         return True
 
     def result(self) -> None:
-        """Raise CancelledError if cancel() came first. What the request has ended by, the Pending tells."""
+        """Raise CancelledError if cancel() came first."""
         if self.interrupted:
             raise CancelledError
 
+
+@cython.final
+cdef class Reply(Awaited):
+    """That ``pending`` ends, awaited. Then envelope() tells by what.
+
+    Whoever is interrupted while it awaits has given the request up, and the server is told.
+    """
+
+    cdef readonly Pending pending
+    cdef Driven driven
+
+    cdef bint is_over(self) noexcept:
+        return self.pending.outcome != OUTCOME_WAITING
+
+    def close(self) -> None:
+        self.calls._drop(self)
+
+    def envelope(self) -> Envelope:
+        """Return the reply, or raise what its request has ended by; see Pending.envelope(). For when it is done."""
+        return self.pending.channel.result(self.pending)
+
     def __repr__(self) -> str:
         return f"<Reply to {self.pending!r}{' interrupted' if self.interrupted else ''}>"
+
+
+@cython.final
+cdef class Turn(Awaited):
+    """That there is room for one who waits for it, or will be none, awaited: who knows it calls settle()."""
+
+    cdef bint settled
+    cdef readonly object outcome        # what settle() was given
+
+    cdef bint is_over(self) noexcept:
+        return self.settled
+
+    def settle(self, outcome) -> None:
+        """End the wait. Once, and not after done()."""
+        self.settled = True
+        self.outcome = outcome
+        self.calls._resume_soon(self)
+
+    def __repr__(self) -> str:
+        return f"<Turn {'settled' if self.settled else 'waiting'}{' interrupted' if self.interrupted else ''}>"
 
 
 @cython.final
@@ -161,7 +190,7 @@ cdef class LoopCalls:
     cdef readonly unsigned long thread
     cdef readonly dict by_endpoint  # endpoint -> Driven
     cdef dict awaited               # Pending -> Reply
-    cdef object ended               # deque of Replies whose tasks are to be resumed
+    cdef object ended               # deque of Awaited whose tasks are to be resumed
     cdef bint resuming              # resume() will be called, or is under way
     cdef object look                # bound once: the most frequent thing that the loop calls
 
@@ -228,6 +257,12 @@ cdef class LoopCalls:
             self.awaited.pop(pending, None)
         return reply
 
+    def turn(self) -> Turn:
+        """Return what somebody can await until another one calls its settle()."""
+        cdef Turn turn = Turn.__new__(Turn)
+        turn.calls = self
+        return turn
+
     cpdef sent(self, Driven driven, deadline):
         """Something was sent: look at the channel once at the end of this turn, and at the deadline."""
         driven.used = True
@@ -263,8 +298,8 @@ cdef class LoopCalls:
             pass        # the loop has been closed
         return 0
 
-    cdef int _resume_soon(self, Reply reply) except -1:
-        self.ended.append(reply)
+    cdef int _resume_soon(self, Awaited awaited) except -1:
+        self.ended.append(awaited)
         if not self.resuming:
             self.resuming = True
             self.loop.call_soon(self.resume, context=self.context)
@@ -279,22 +314,22 @@ cdef class LoopCalls:
             self.resume()
 
     def resume(self) -> None:
-        """Resume the tasks whose replies have come. Only for callbacks of the loop: no task may be running."""
-        cdef Reply reply
+        """Resume the tasks for which what they await has come. Only for callbacks of the loop: no task may run now."""
+        cdef Awaited awaited
         cdef Py_ssize_t left = len(self.ended)
         self.resuming = True
         try:
             # Those that come meanwhile have to wait: others want their turn, too.
             while left > 0:
                 left -= 1
-                reply = self.ended.popleft()
-                callback, reply.callback = reply.callback, None
+                awaited = self.ended.popleft()
+                callback, awaited.callback = awaited.callback, None
                 if callback is not None:
-                    PyContext_Enter(reply.context)
+                    PyContext_Enter(awaited.context)
                     try:
-                        callback(reply)
+                        callback(awaited)
                     finally:
-                        PyContext_Exit(reply.context)
+                        PyContext_Exit(awaited.context)
         finally:
             self.resuming = len(self.ended) > 0
             if self.resuming:

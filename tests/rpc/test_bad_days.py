@@ -127,6 +127,36 @@ def test_every_call_of_coroutines_to_a_stopped_server_ends_by_its_deadline(node:
 
 
 @pytest.mark.usefixtures("stopped")
+def test_who_waits_for_room_is_refused_at_its_own_deadline(node: Node, until: Until) -> None:
+    """Whoever came before it, and whatever deadlines those have."""
+    refused: list[int] = []
+
+    async def main() -> None:
+        async with AsyncClient("t", node=node, timeout=PATIENCE) as client:
+            full = [client.submit("echo", n) for n in range(node.window_messages)]
+            await asyncio.sleep(0)
+            endless = [client.prepare(timeout=None).submit("echo", n) for n in range(3)]
+            await asyncio.sleep(0)
+
+            async def call(number: int) -> None:
+                with pytest.raises(Overloaded, match=f"limits {node.window_messages} and .* not been sent"):
+                    await client.prepare(timeout=0.4 + number / 100).call("echo", number)
+                refused.append(number)
+
+            async with asyncio.TaskGroup() as group:
+                for number in reversed(range(20)):
+                    group.create_task(call(number))
+            for task in (*endless, *full):
+                assert not task.done()
+                task.cancel()
+            await asyncio.wait((*endless, *full))
+
+    asyncio.run(main())
+    assert refused == list(range(20))
+    until(lambda: all_over(node))
+
+
+@pytest.mark.usefixtures("stopped")
 def test_every_submitted_call_to_a_stopped_server_ends_by_its_deadline(node: Node, until: Until) -> None:
     with Client("t", node=node, timeout=0.5) as client:
         futures = [client.submit("echo", number) for number in range(node.window_messages // 2)]

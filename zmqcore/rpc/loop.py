@@ -8,7 +8,6 @@ import contextvars
 import threading
 import time
 import weakref
-from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
@@ -16,7 +15,7 @@ from typing import Any, TypeVar
 from zmqcore import errors
 from zmqcore._channel import Channel
 from zmqcore._frame import Envelope
-from zmqcore._loop import Driven, LoopCalls
+from zmqcore._loop import Driven, LoopCalls, Reply
 from zmqcore._pending import Pending
 from zmqcore._retention import Lane
 from zmqcore.node import Node
@@ -24,6 +23,7 @@ from zmqcore.rpc.deadline import check_time, time_left
 from zmqcore.rpc.handover import in_thread, on_loop
 from zmqcore.rpc.route import Message
 from zmqcore.rpc.stream import AsyncStream, Read
+from zmqcore.rpc.turns import Refused, Turns, Waiting
 
 __all__ = ["LoopChannels", "channels_of_running_loop"]
 
@@ -80,22 +80,24 @@ class LoopChannels(LoopCalls):
             driven = await self.drive(endpoint, deadline)
         if not driven.announced:
             await self._hear_hello(driven, request, deadline)
-        left = check_time(deadline)
-        submit = driven.channel.submit_nowait
-        pending: Pending | None = None
+        check_time(deadline)
+        begin = partial(self._begin, driven, request, deadline)
+        reply: Reply | None = None
         if not driven.waiting:
             try:
-                pending = submit(*request, left, self.settle)
+                reply = begin()
             except errors.Overloaded:
                 pass
-        if pending is None:
-            pending = await self._in_turn(
-                driven, driven.waiting, deadline, lambda: submit(*request, time_left(deadline), self.settle)
-            )
-        reply = self.expect(pending, driven)
-        self.sent(driven, deadline)
+        if reply is None:
+            reply = await self._in_turn(driven, driven.waiting, deadline, begin)
         await reply
         return reply.envelope()
+
+    def _begin(self, driven: Driven, request: Message, deadline: float | None) -> Reply:
+        pending = driven.channel.submit_nowait(*request, time_left(deadline), self.settle)
+        reply = self.expect(pending, driven)
+        self.sent(driven, deadline)
+        return reply
 
     def stream(self, pending: Pending, read: Read) -> AsyncStream:
         """Return the stream that ``pending``, a call on this loop, was answered by."""
@@ -127,59 +129,41 @@ class LoopChannels(LoopCalls):
         if lane is not None:
             # What waits for something to be finished does not stand in the way of calls.
             send, waiting = partial(driven.channel.send_accepted, lane), driven.waiting_to_accept
+        attempt = partial(send, kind, *request, 0.0)
         sent = 0
         if not waiting:
             try:
-                sent = send(kind, *request, 0.0)
+                sent = attempt()
             except errors.Overloaded:
                 pass
         if not sent:
-            await self._in_turn(driven, waiting, deadline, lambda: send(kind, *request, 0.0))
+            await self._in_turn(driven, waiting, deadline, attempt)
         self.sent(driven, None)
 
     async def _in_turn(
-        self,
-        driven: Driven,
-        waiting: deque[asyncio.Event],
-        deadline: float | None,
-        attempt: Callable[[], T],
+        self, driven: Driven, turns: Turns, deadline: float | None, attempt: Callable[[], T]
     ) -> T:
-        """Return what ``attempt()`` returns once there is room; who came first into ``waiting`` goes first.
+        """Return what ``attempt()`` returns once there is room; who came first into ``turns`` goes first.
 
         Raises Overloaded at the deadline, and PeerLost when the channel has gone.
         """
-        turn = asyncio.Event()
-        waiting.append(turn)
+        turn = self.turn()
+        began = time.monotonic()
+        number = turns.join(Waiting(turn, attempt, deadline))
         # What was sent so far is on its way; its acknowledgement is what makes room.
-        self.sent(driven, None)
+        soon = began + _ROOM_INTERVAL
+        self.sent(driven, soon if deadline is None else min(soon, deadline))
         try:
-            while True:
-                if driven not in self._all and not self._closed:
-                    raise errors.PeerLost(
-                        f"{driven.channel.endpoint}: the connection was lost; this message had not been sent",
-                        executed_possible=False,
-                    )
-                left = time_left(deadline)
-                if waiting[0] is turn:
-                    try:
-                        return attempt()
-                    except errors.Overloaded:
-                        if left == 0.0:
-                            raise
-                    left = _ROOM_INTERVAL if left is None else min(left, _ROOM_INTERVAL)
-                elif left == 0.0:
-                    return attempt()
-                turn.clear()
-                try:
-                    # Not wait_for(), which in Python 3.11 may lose a cancellation.
-                    async with asyncio.timeout(left):
-                        await turn.wait()
-                except TimeoutError:
-                    self.sent(driven, None)  # have the loop look
-        finally:
-            waiting.remove(turn)
-            if waiting:
-                waiting[0].set()
+            await turn
+        except BaseException:
+            turns.pop(number, None)
+            if isinstance(turn.outcome, Reply):
+                turn.outcome.close()  # interrupted after it has been sent
+            raise
+        outcome = turn.outcome
+        if isinstance(outcome, Refused):
+            raise outcome.make()
+        return outcome  # type: ignore[no-any-return]
 
     async def _hear_hello(self, driven: Driven, request: Message, deadline: float | None) -> None:
         """A large message may be more than the server takes: have it say what it takes before."""
@@ -259,7 +243,7 @@ class LoopChannels(LoopCalls):
         if driven is not None and driven.channel is channel:
             node.pool.release(channel)  # another task was faster
             return driven
-        driven = Driven(channel, node)
+        driven = Driven(channel, node, Turns(), Turns())
         self._all.add(driven)
         self._held.add(channel)
         self.by_endpoint[endpoint] = driven
@@ -292,8 +276,8 @@ class LoopChannels(LoopCalls):
         if not self.loop.is_closed():
             # Before its socket can be closed: the number of the descriptor may have another meaning then.
             self.loop.remove_reader(driven.fd)
-            for turn in (*driven.waiting, *driven.waiting_to_accept):
-                turn.set()
+            for turns in (driven.waiting, driven.waiting_to_accept):
+                turns.end(Refused(partial(self._gone, channel.endpoint)))
         self._held.discard(channel)
         if driven.adopted:
             channel.disown()
@@ -354,10 +338,39 @@ class LoopChannels(LoopCalls):
         if not channel.usable and _is_gone(channel):
             self._let_go(driven)
             return None
-        for waiting in (driven.waiting, driven.waiting_to_accept):
-            if waiting:
-                waiting[0].set()
+        for turns in (driven.waiting, driven.waiting_to_accept):
+            if turns:
+                turns.expire(_no_room(driven, turns is driven.waiting_to_accept))
+                turns.serve()
+            if turns:
+                left = min(each for each in (left, turns.time_left(), _ROOM_INTERVAL) if each is not None)
         return left
+
+    def _gone(self, endpoint: str) -> Exception:
+        """Return the error for one who waits for room on a channel that this loop drives no longer."""
+        if self._closed:
+            return errors.Closed("the node is closed")
+        return errors.PeerLost(
+            f"{endpoint}: the connection was lost; this message had not been sent", executed_possible=False
+        )
+
+
+def _no_room(driven: Driven, to_accept: bool) -> Refused:
+    """Return what is told to those who have waited for room in vain."""
+    channel = driven.channel
+    stats = channel.stats()
+    limits = f"(limits {driven.node.window_messages} and {driven.node.window_bytes})"
+    if to_accept:
+        what = (
+            f"not finished {stats['retained']} accepted messages of {stats['retained_bytes']} bytes {limits}"
+        )
+    else:
+        what = (
+            f"taken nothing for too long: {stats['window_messages']} messages and {stats['window_bytes']}"
+            f" bytes are unacknowledged {limits}"
+        )
+    text = f"{channel.endpoint} has {what}; gave up at the deadline; this message had not been sent"
+    return Refused(partial(errors.Overloaded, text))
 
 
 def _is_gone(channel: Channel) -> bool:
