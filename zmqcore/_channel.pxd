@@ -63,6 +63,8 @@ cdef class Channel(Requester):
     cpdef Pending submit(
         self, bytes topic, str method, body, list buffers, bytes metadata, int codec, timeout, callback,
         bint hurry=*)
+    cdef Pending submit_now(
+        self, bytes topic, str method, body, list buffers, bytes metadata, int codec, timeout, callback, bint hurry)
     cpdef Pending submit_nowait(
         self, bytes topic, str method, body, list buffers, bytes metadata, int codec, timeout, callback)
     cpdef uint64_t send(
@@ -87,7 +89,7 @@ cdef class Channel(Requester):
     cdef Pending _start(
         self, int kind, bytes topic, str method, body, list buffers, bytes metadata, int codec, int64_t started,
         int64_t deadline, object callback, int reply, bint carries_deadline=*, bint wait=*,
-        Lane lane=*)
+        Lane lane=*, bint now_or_none=*)
     cdef Retained _pack(
         self, Parcel *parcel, int kind, bytes topic, str method, body, list buffers, bytes metadata, int codec,
         Lane lane)
@@ -99,6 +101,7 @@ cdef class Channel(Requester):
     cdef int _after_sending(self) except -1
     cdef int _keep_edge(self) except -1
     cdef bint _is_polled_by_another(self) noexcept
+    cdef bint _can_send_now(self, size_t size)
     cdef bint _has_room(self, size_t size) noexcept
     cdef int _record_sent(self, size_t size) noexcept
     cdef int _acked(self, uint64_t ack) except -1

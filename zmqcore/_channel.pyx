@@ -205,6 +205,18 @@ cdef class Channel(Requester):
             KIND_CALL, topic, method, body, buffers, metadata, codec, started, deadline_from(started, timeout),
             callback, TO_CALLBACK if callback is not None and hurry else TO_WHOEVER_LOOKS)
 
+    cdef Pending submit_now(
+        self, bytes topic, str method, body, list buffers, bytes metadata, int codec, timeout, callback, bint hurry,
+    ):
+        """submit(), but return None, and do nothing, if it would have to wait, or the channel is to close.
+
+        So it needs no acquired channel of a pool.
+        """
+        cdef int64_t started = now_ns()
+        return self._start(
+            KIND_CALL, topic, method, body, buffers, metadata, codec, started, deadline_from(started, timeout),
+            callback, TO_CALLBACK if callback is not None and hurry else TO_WHOEVER_LOOKS, True, False, None, True)
+
     cpdef Pending submit_nowait(
         self, bytes topic, str method, body, list buffers, bytes metadata, int codec, timeout, callback,
     ):
@@ -248,8 +260,7 @@ cdef class Channel(Requester):
             &parcel, KIND_CAST if kind == "cast" else KINDS[kind], topic, method, body, buffers, metadata, codec, lane)
         self.shared.enter()
         try:
-            if self.state == STATE_OPEN and not (self.goodbye or self.retired or self.senders) \
-                    and self._has_room(parcel.n_bytes):
+            if self._can_send_now(parcel.n_bytes):
                 self._look_sometimes(coarse_now_ns())
                 if self.state == STATE_OPEN and not self.goodbye \
                         and (lane is None or self._may_accept(lane, parcel.n_bytes)):
@@ -561,9 +572,12 @@ cdef class Channel(Requester):
     cdef Pending _start(
         self, int kind, bytes topic, str method, body, list buffers, bytes metadata, int codec, int64_t started,
         int64_t deadline, object callback, int reply, bint carries_deadline=True, bint wait=True,
-        Lane lane=None,
+        Lane lane=None, bint now_or_none=False,
     ):
-        """Pack and send a message; return its Pending, which is registered if a reply is expected."""
+        """Pack and send a message; return its Pending, which is registered if a reply is expected.
+
+        None, with ``now_or_none``, if it cannot be sent at once, or by this channel.
+        """
         cdef Parcel parcel
         cdef bint attend = False
         cdef Retained retained
@@ -573,6 +587,8 @@ cdef class Channel(Requester):
         pending.started = started
         pending.deadline = deadline
         self.check()
+        if now_or_none and self.instance is None:
+            return None
         if self.instance is None and wait and body is not None and len(body) + _sizes(buffers) > UNANNOUNCED_BYTES:
             # The port may take less than we do, and libzmq would break the connection: first hear what it takes.
             self.look()
@@ -581,6 +597,8 @@ cdef class Channel(Requester):
         retained = self._pack(&parcel, kind, topic, method, body, buffers, metadata, codec, lane)
         self.shared.enter()
         try:
+            if now_or_none and not self._can_send_now(parcel.n_bytes):
+                return None
             self._send(&parcel, pending, deadline, carries_deadline, reply != TO_NOBODY, wait, retained, lane)
             if reply != TO_NOBODY:
                 self.n_calls += 1
@@ -703,6 +721,9 @@ cdef class Channel(Requester):
         if self.loop_thread != 0:
             return self.loop_thread != PyThread_get_thread_ident()
         return self.n_hurried > 0 or self.on_clean is not None
+
+    cdef bint _can_send_now(self, size_t size):
+        return self.state == STATE_OPEN and not (self.goodbye or self.retired or self.senders) and self._has_room(size)
 
     cdef bint _has_room(self, size_t size) noexcept:
         cdef uint64_t held = self.sent_bytes - self.acked_bytes

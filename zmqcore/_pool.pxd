@@ -17,6 +17,8 @@ cdef class ChannelPool:
 
     cdef int _pump(self) except -1
     cdef int _count_out(self, Slot slot) except -1
+    cdef Channel _touch_open(self, str endpoint)
+    cdef int _count_unused(self) except -1
     cdef uint64_t _send_now(
         self, str endpoint, str kind, bytes topic, str method, body, list buffers, bytes metadata, int codec,
         Lane lane) except? 0

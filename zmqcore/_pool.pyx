@@ -264,10 +264,23 @@ cdef class ChannelPool:
         self, str endpoint, str kind, bytes topic, str method, body, list buffers, bytes metadata, int codec,
         Lane lane,
     ) except? 0:
+        cdef Channel channel = self._touch_open(endpoint)
+        cdef uint64_t id
+        if channel is None:
+            return 0
+        id = channel.send_now(kind, topic, method, body, buffers, metadata, codec, lane)
+        if id == 0:
+            self._count_unused()
+        return id
+
+    cdef Channel _touch_open(self, str endpoint):
+        """Return the open channel to ``endpoint``, counted as used but without a user; None if there is none.
+
+        It may be retired at any time: only for what does nothing then. If so, _count_unused().
+        """
         cdef Table table = self.table
         cdef Slot slot
         cdef Channel channel = None
-        cdef uint64_t id
         cdef int64_t now = table.now()
         # As in acquire_open().
         table.lock.acquire()
@@ -278,15 +291,15 @@ cdef class ChannelPool:
             table.n_reused += 1
             channel = slot.channel
         table.lock.release()
-        if channel is None:
-            return 0
-        id = channel.send_now(kind, topic, method, body, buffers, metadata, codec, lane)
-        if id == 0:
-            table.lock.acquire()
-            table.n_acquired -= 1
-            table.n_reused -= 1
-            table.lock.release()
-        return id
+        return channel
+
+    cdef int _count_unused(self) except -1:
+        cdef Table table = self.table
+        table.lock.acquire()
+        table.n_acquired -= 1
+        table.n_reused -= 1
+        table.lock.release()
+        return 0
 
     def send_accepted(
         self, Lane lane not None, str kind, bytes topic, str method, body, list buffers, bytes metadata, int codec,
@@ -313,7 +326,14 @@ cdef class ChannelPool:
         The channel may be chosen for eviction before the reply has come; it then closes only after that.
         """
         cdef int64_t deadline
-        cdef Channel channel = self.acquire_open(endpoint)
+        cdef Pending pending
+        cdef Channel channel = self._touch_open(endpoint)
+        if channel is not None:
+            pending = channel.submit_now(topic, method, body, buffers, metadata, codec, timeout, callback, hurry)
+            if pending is not None:
+                return pending
+            self._count_unused()
+        channel = self.acquire_open(endpoint)
         if channel is None:
             deadline = deadline_after(timeout)
             channel = self.acquire(endpoint, timeout)

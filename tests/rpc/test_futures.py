@@ -233,6 +233,9 @@ class Ends:
     def envelope(self) -> Any:
         raise PeerLost("gone", executed_possible=True)
 
+    def keep(self, made: Any) -> Any:
+        return made
+
     def notify(self, _: Any) -> bool:
         if self.meanwhile is not None:
             self.meanwhile()
