@@ -28,7 +28,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from churn import books_balance, call, count_fds, endpoint, lasting_fds, resident_mb, server
+from churn import books_balance, call, count_fds, endpoint, lasting_fds, resident_mb, resident_mb_of, server
 
 from zmqcore import Client, Node, Server, errors
 
@@ -224,7 +224,7 @@ def soak(seconds: float, json_file: str | None) -> list[str]:
                     {
                         "seconds": now - began,
                         "rss_mb": resident_mb(),
-                        "server_rss_mb": resident_mb(ports["pid"]),
+                        "server_rss_mb": resident_mb_of(ports["pid"]),
                         "fds": count_fds(),
                         "open": stats["open"],
                     }

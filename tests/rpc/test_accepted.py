@@ -362,7 +362,7 @@ def test_all_of_several_channels_to_one_server(
         client.cast("note", "me", number)
     pool.release(other)
     retained = [row["retained"] for row in pool.snapshot()]
-    assert len(retained) == 2 and all(retained) and sum(retained) == 998
+    assert sorted(retained) == [498, 500]
     with pytest.raises(errors.DeadlineExceeded, match="998 for"):
         client.flush(0.01)
     first.kill()
