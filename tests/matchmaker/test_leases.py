@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from waiting_support import until
 
 from zmqcore.errors import MatchmakerError
 from zmqcore.matchmaker import Matchmaker, Member, Membership
@@ -129,7 +129,7 @@ def test_an_outage_leaves_what_is_known(
     with caplog.at_level(logging.INFO, "zmqcore.matchmaker"):
         flaky.failure = failure
         asked = flaky.asked
-        _poll_until(lambda: watch.stale and flaky.asked > asked + 4)
+        until(lambda: watch.stale and flaky.asked > asked + 4)
         assert watch.current is known
         assert len(caplog.records) == 1, "once per outage, not once per attempt"
         assert str(failure) in caplog.text
@@ -139,7 +139,7 @@ def test_an_outage_leaves_what_is_known(
         clock.now += 10.0  # type: ignore[attr-defined]
         assert not lease.alive
         flaky.failure = None
-        _poll_until(lambda: not watch.stale and lease.alive)
+        until(lambda: not watch.stale and lease.alive)
         assert watch.current.members == known.members
         assert len(caplog.records) == 2
         assert "answers again" in caplog.records[1].getMessage()
@@ -159,12 +159,3 @@ def test_closing_without_a_registry_is_logged_only(
     matchmaker.close()
     assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
     assert "1 leases could not be given up" in caplog.text
-
-
-def _poll_until(condition: Callable[[], bool]) -> None:
-    pause = threading.Event()
-    for _ in range(int(PATIENCE / 0.01)):
-        if condition():
-            return
-        pause.wait(0.01)
-    raise AssertionError("it never came true")

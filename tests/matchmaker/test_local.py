@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting_support import until
 
 from zmqcore.errors import MatchmakerError
 from zmqcore.matchmaker import Matchmaker, Member, Membership, open_matchmaker
@@ -32,15 +33,6 @@ Start = Callable[..., Any]
 
 def _has(*servers: str) -> Callable[[Membership], bool]:
     return lambda membership: [member.server for member in membership.members] == list(servers)
-
-
-def _wait_until(condition: Callable[[], bool]) -> None:
-    pause = threading.Event()
-    for _ in range(int(PATIENCE / 0.01)):
-        if condition():
-            return
-        pause.wait(0.01)
-    raise AssertionError("it never came true")
 
 
 # -- the file ---------------------------------------------------------------------------------------------
@@ -150,10 +142,10 @@ def test_damage_is_reported_and_mended_by_deleting(
         path.write_bytes(b"x" * path.stat().st_size)
     with pytest.raises(MatchmakerError, match="is damaged"):
         matchmaker.topics()
-    _wait_until(lambda: watch.stale)
+    until(lambda: watch.stale)
     assert watch.current is known
     path.unlink()
-    _wait_until(lambda: not watch.stale)
+    until(lambda: not watch.stale)
     assert matchmaker.members("inventory").members == known.members
 
 
@@ -321,7 +313,7 @@ def test_a_pid_that_is_used_again_is_another_process() -> None:
     assert started is not None
     assert lives(child.pid, started)
     child.kill()
-    _wait_until(lambda: start_time(child.pid) is None)
+    until(lambda: start_time(child.pid) is None)
     assert not lives(child.pid, started), "a zombie is dead"
     assert child.stdin is not None
     child.stdin.close()

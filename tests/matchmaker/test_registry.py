@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Callable
 
 import pytest
+from waiting_support import until
 
 from zmqcore.errors import Closed, InvalidEndpoint, InvalidTopic
 from zmqcore.matchmaker import Matchmaker, Member, Membership, open_matchmaker
@@ -107,7 +108,7 @@ def test_a_second_registration_replaces_the_first(url: str, opened: Open, member
     second = there.register(member("a"), ttl=0.3)
     # The first learns of it when it renews, and must then neither renew nor remove what is now another's.
     with here.watch("inventory") as watch:
-        _wait_until(lambda: not first.alive)
+        until(lambda: not first.alive)
         assert "replaced" in repr(first)
         first.close()
         assert second.alive
@@ -286,7 +287,7 @@ def test_a_matchmaker_that_nobody_holds_is_collected(url: str, member: Make) -> 
         gc.collect()
         return session() is None and threading.active_count() == before
 
-    _wait_until(gone)
+    until(gone)
 
 
 def test_a_watch_that_nobody_holds_is_forgotten(url: str, opened: Open) -> None:
@@ -298,7 +299,7 @@ def test_a_watch_that_nobody_holds_is_forgotten(url: str, opened: Open) -> None:
     gc.collect()
     assert list(group.watches) == [kept]
     kept.close()
-    _wait_until(lambda: not matchmaker._session.groups)
+    until(lambda: not matchmaker._session.groups)
 
 
 def test_a_watch_keeps_its_matchmaker(url: str, member: Make, opened: Open) -> None:
@@ -355,12 +356,3 @@ def test_many_threads(url: str, opened: Open, member: Make) -> None:
         thread.join()
     assert errors == []
     assert _servers(watch.current) == [str(number) for number in range(8)]
-
-
-def _wait_until(condition: Callable[[], bool]) -> None:
-    pause = threading.Event()
-    for _ in range(int(PATIENCE / 0.01)):
-        if condition():
-            return
-        pause.wait(0.01)
-    raise AssertionError("it never came true")

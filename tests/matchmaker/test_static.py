@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from waiting_support import until
 
 from zmqcore.errors import MatchmakerError
 from zmqcore.matchmaker import Matchmaker, Member, Membership, open_matchmaker
@@ -129,12 +129,12 @@ def test_what_was_known_stays(outage: str, path: Path, matchmaker: Matchmaker) -
         path.unlink()
     else:
         path.write_text("[[member", encoding="utf-8")
-    _wait_until(lambda: watch.stale)
+    until(lambda: watch.stale)
     assert watch.current is known
     with pytest.raises(MatchmakerError, match=str(path)):
         matchmaker.members("inventory")
     path.write_text(ONE + OTHER, encoding="utf-8")
-    _wait_until(lambda: not watch.stale)
+    until(lambda: not watch.stale)
     assert watch.current is known
     assert len(matchmaker.topics()) == 2
 
@@ -175,12 +175,3 @@ def test_a_server_registers_only_what_is_listed(matchmaker: Matchmaker) -> None:
     nowhere = Member(Topic("inventory", "z"), ("tcp://127.0.0.1:5555",), "5", "h", 1)
     with pytest.raises(MatchmakerError, match="does not list server 'z' of topic 'inventory'"):
         matchmaker.register(nowhere)
-
-
-def _wait_until(condition: Callable[[], bool]) -> None:
-    pause = threading.Event()
-    for _ in range(int(PATIENCE / 0.01)):
-        if condition():
-            return
-        pause.wait(0.01)
-    raise AssertionError("it never came true")

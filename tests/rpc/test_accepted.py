@@ -433,13 +433,14 @@ def test_another_member_takes_over(
 
 
 def test_a_server_that_is_drained_leaves_nothing_to_be_sent_again(
-    record: Record, address: str, client_of: Callable[..., Client]
+    record: Record, address: str, client_of: Callable[..., Client], until: Callable[..., None]
 ) -> None:
     client = client_of(address)
     run = record.start(address, server={"workers": 3})
     casting = Casting(client)
     for _ in range(3):
-        time.sleep(0.1)
+        before = casting.sent
+        until(lambda before=before: casting.sent > before + 100)
         run.drain()
         run = record.start(address, server={"workers": 3})
     sent = casting.stop()

@@ -114,10 +114,15 @@ def test_stop_under_load_loses_nothing(
         return calls
 
     threads = [running(work, thread) for thread in range(4)]
+
+    def each_casts(more: int) -> None:
+        before = list(casts)
+        until(lambda: all(now >= was + more for now, was in zip(casts, before, strict=True)))
+
     for _ in range(3):
-        time.sleep(0.2)
+        each_casts(20)
         assert one.ask("stop", True, 30.0) is True
-        time.sleep(0.2)
+        each_casts(20)
         one.ask("start")
     stop.set()
     assert all(thread.result() > 0 for thread in threads)
