@@ -200,8 +200,11 @@ def test_a_nested_call_ends_with_the_outer_one(peers: Callable[..., Any], node: 
     peers("a", workers=1)
     peers("b", workers=1)
     with Client("a", node=node, timeout=0.5) as client:
-        with pytest.raises(DeadlineExceeded):
+        # On a busy machine the middle's own error may be there before this thread has looked at the clock.
+        with pytest.raises((DeadlineExceeded, RemoteError)) as ended:
             client.call("relay", 0.0, ["b"], "sleep", 600.0)
+        if isinstance(ended.value, RemoteError):
+            assert ended.value.type == "zmqcore.errors.DeadlineExceeded"
         assert client.prepare(timeout=30.0).call("echo", "free") == "free"
 
 
