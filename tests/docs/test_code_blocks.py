@@ -30,6 +30,8 @@ from typing import NamedTuple
 
 import pytest
 
+from zmqcore.matchmaker import open_matchmaker
+
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("*/README.md"))
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")), *EXAMPLES]
@@ -274,6 +276,22 @@ def _problem_with_zmqcore(words: list[str]) -> str:
     except click.ClickException as exc:
         return f"zmqcore {name}: {exc.format_message()}"
     return ""
+
+
+REGISTRIES = [
+    (page, block)
+    for page in PAGES
+    for block in blocks_of(page)
+    if block.language == "toml" and "[[member]]" in block.text
+]
+
+
+@pytest.mark.parametrize(("page", "block"), REGISTRIES, ids=[f"{name_of(p)}:{b.line}" for p, b in REGISTRIES])
+def test_a_registry_that_is_shown_can_be_read(page: Path, block: Block, tmp_path: Path) -> None:
+    file = tmp_path / "members.toml"
+    file.write_text(block.text)
+    with open_matchmaker(f"static://{file}") as registry:
+        assert registry.topics(), f"{name_of(page)}:{block.line} has no member"
 
 
 @pytest.mark.parametrize(
