@@ -45,7 +45,7 @@ class AsyncClient(BaseClient):
     """
 
     #: The channels of the loop that has used the client last: mostly there is only that one.
-    _last_channels: Callable[[], LoopChannels | None] = staticmethod(lambda: None)
+    _last_channels: weakref.ref[LoopChannels] | None = None
 
     # -- operations ------------------------------------------------------------------------------------------
 
@@ -198,7 +198,8 @@ class AsyncClient(BaseClient):
         return deadline, (self._wire, method, body, buffers or None, self._metadata, self._codec_id)
 
     def _channels(self) -> LoopChannels:
-        channels = self._last_channels()
+        last = self._last_channels
+        channels = None if last is None else last()
         if channels is None or not channels.is_current():
             channels = channels_of_running_loop(self._node)
             self._last_channels = weakref.ref(channels)
