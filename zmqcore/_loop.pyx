@@ -61,6 +61,7 @@ cdef class Awaited:
     cdef object context             # to call it in
     cdef public bint _asyncio_future_blocking
     cdef bint interrupted           # by cancel(), which the task will be told
+    cdef object message             # what cancel() was given
 
     cdef bint is_over(self) noexcept:
         """Whether what is awaited has come."""
@@ -106,17 +107,18 @@ cdef class Awaited:
             self.calls._resume_soon(self)
 
     def cancel(self, msg=None) -> bool:
-        """Interrupt the task that awaits it; return whether there is time for that. ``msg`` is of no interest."""
+        """Interrupt the task that awaits it; return whether there is time for that. ``msg`` goes to the error."""
         if self.interrupted or self.is_over():
             return False
         self.interrupted = True
+        self.message = msg
         self.calls._resume_soon(self)
         return True
 
     def result(self) -> None:
         """Raise CancelledError if cancel() came first."""
         if self.interrupted:
-            raise CancelledError
+            raise CancelledError() if self.message is None else CancelledError(self.message)
 
 
 @cython.final
@@ -300,7 +302,7 @@ cdef class LoopCalls:
 
     cdef int _resume_soon(self, Awaited awaited) except -1:
         self.ended.append(awaited)
-        if not self.resuming:
+        if not self.resuming and not self.loop.is_closed():
             self.resuming = True
             self.loop.call_soon(self.resume, context=self.context)
         return 0
@@ -331,6 +333,6 @@ cdef class LoopCalls:
                     finally:
                         PyContext_Exit(awaited.context)
         finally:
-            self.resuming = len(self.ended) > 0
+            self.resuming = len(self.ended) > 0 and not self.loop.is_closed()
             if self.resuming:
                 self.loop.call_soon(self.resume, context=self.context)

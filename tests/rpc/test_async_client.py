@@ -318,6 +318,51 @@ def test_a_cancelled_call_is_given_up(serve: Serve, make: Make, gate: Gate) -> N
     asyncio.run(main())
 
 
+def test_what_a_call_is_cancelled_with_reaches_who_awaits_it(serve: Serve, make: Make, gate: Gate) -> None:
+    serve("t", gate)
+
+    async def main() -> None:
+        client = make("t")
+
+        async def call() -> Any:
+            try:
+                await client.call("wait")
+            except asyncio.CancelledError as exc:
+                return exc.args
+            finally:
+                gate.opened.set()
+
+        task = asyncio.create_task(call())
+        await eventually(lambda: gate.entered == 1)
+        task.cancel("enough")
+        assert await task == ("enough",)
+
+    asyncio.run(main())
+
+
+def test_a_reply_that_comes_when_the_loop_is_closed(serve: Serve, make: Make, gate: Gate) -> None:
+    """Another client of its thread takes it: nobody is resumed, and nothing is raised."""
+    serve("t", gate, workers=2)
+    client = make("t")
+    loop = asyncio.new_event_loop()
+
+    async def main() -> asyncio.Task[Any]:
+        task = client.submit("wait")
+        await eventually(lambda: gate.entered)
+        return task
+
+    task = loop.run_until_complete(main())
+    loop.close()
+    (channel,) = client._node.pool.channels()
+    replies = channel.stats()["replies"]
+    gate.opened.set()
+    with Client("t", node=client._node, timeout=PATIENCE) as synchronous:
+        while channel.stats()["replies"] < replies + 2:
+            assert synchronous.call("echo", 1) == 1
+    assert not task.done()
+    task._log_destroy_pending = False  # type: ignore[attr-defined]
+
+
 def test_a_third_of_1000_calls_is_cancelled(peers: Peers, node: Node) -> None:
     peers("t", **{"async": True})
 
