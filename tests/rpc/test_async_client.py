@@ -373,7 +373,7 @@ def test_a_third_of_1000_calls_is_cancelled(peers: Peers, node: Node) -> None:
         before = channel.stats()
 
         async def one(number: int) -> int:
-            await client.call("sleep", 0.3)
+            await client.call("sleep", 2.0)  # until all are under way, on a slow machine too
             return int(await client.call("echo", number))
 
         tasks = [asyncio.create_task(one(number)) for number in range(1000)]
