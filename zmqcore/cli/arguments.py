@@ -69,19 +69,20 @@ def method_arguments(
         if name in named:
             raise ArgumentsError(f"the keyword argument {name!r} is given twice")
         named[name] = word_value(text, note)
-    if kwargs is not None:
-        try:
-            more = _parse(kwargs)
-        except (ValueError, RecursionError) as exc:
-            raise ArgumentsError(
-                f"--kwargs is not JSON ({exc}); an example: --kwargs '{{\"qty\": 2}}'"
-            ) from exc
-        if not isinstance(more, dict):
-            raise ArgumentsError(
-                f"--kwargs must be a JSON object such as '{{\"qty\": 2}}', not {json.dumps(more)[:60]}"
-            )
-        for name, value in more.items():
-            if name in named:
-                raise ArgumentsError(f"the keyword argument {name!r} is given as a word and in --kwargs")
-            named[name] = value
+    for name, value in ({} if kwargs is None else _object(kwargs)).items():
+        if name in named:
+            raise ArgumentsError(f"the keyword argument {name!r} is given as a word and in --kwargs")
+        named[name] = value
     return args, named
+
+
+def _object(text: str) -> dict[str, Any]:
+    try:
+        value = _parse(text)
+    except (ValueError, RecursionError) as exc:
+        raise ArgumentsError(f"--kwargs is not JSON ({exc}); an example: --kwargs '{{\"qty\": 2}}'") from exc
+    if not isinstance(value, dict):
+        raise ArgumentsError(
+            f"--kwargs must be a JSON object such as '{{\"qty\": 2}}', not {json.dumps(value)[:60]}"
+        )
+    return value

@@ -6,6 +6,7 @@ import importlib
 import inspect
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 __all__ = ["NotServable", "load_endpoint"]
@@ -29,16 +30,7 @@ def load_endpoint(target: str) -> Any:
         raise NotServable(
             f"{target!r} is not MODULE:OBJECT; for stock.py with a class Stock in it write: stock:Stock"
         )
-    try:
-        found: Any = importlib.import_module(module_name)
-    except ModuleNotFoundError as exc:
-        # A module that the wanted one imports may be what is missing: that is for the user to see as it is.
-        if exc.name is None or not (module_name + ".").startswith(exc.name + "."):
-            raise
-        raise NotServable(
-            f"there is no module {exc.name!r}; it is looked for in {Path.cwd()} and in what is installed for "
-            f"{sys.executable}"
-        ) from exc
+    found: Any = _imported(module_name)
     for name in path.split(".") if path else ():
         try:
             found = getattr(found, name)
@@ -48,15 +40,32 @@ def load_endpoint(target: str) -> Any:
                 f"{module_name} has no {path!r}" + (f"; it has {public}" if public else "")
             ) from exc
     if inspect.isclass(found):
-        try:
-            inspect.signature(found).bind()
-        except TypeError as exc:
-            raise NotServable(
-                f"{target} cannot be made without arguments ({exc}); name an object of it instead"
-            ) from exc
-        except ValueError:
-            pass  # a class of an extension module may have no signature; then one sees when it is called
-        return found()
+        return _made(found, target)
     if inspect.isroutine(found):
         return {found.__name__: found}
     return found
+
+
+def _imported(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as exc:
+        # A module that the wanted one imports may be what is missing: that is for the user to see as it is.
+        if exc.name is None or not (name + ".").startswith(exc.name + "."):
+            raise
+        raise NotServable(
+            f"there is no module {exc.name!r}; it is looked for in {Path.cwd()} and in what is installed for "
+            f"{sys.executable}"
+        ) from exc
+
+
+def _made(cls: type, target: str) -> Any:
+    try:
+        inspect.signature(cls).bind()
+    except TypeError as exc:
+        raise NotServable(
+            f"{target} cannot be made without arguments ({exc}); name an object of it instead"
+        ) from exc
+    except ValueError:
+        pass  # a class of an extension module may have no signature; then one sees when it is called
+    return cls()
