@@ -69,7 +69,7 @@ PEERS = (
     ),
     Peer(
         "zmqcore-asyncio",
-        "zmqcore, asyncio",
+        "zmqcore asyncio",
         ("-m", "peers.zmqcore_asyncio"),
         ("zmq", "msgpack", "uvloop"),
         without={"new": "an event loop returns a channel to the pool only half a second after its last use"},
@@ -77,7 +77,7 @@ PEERS = (
     ),
     Peer(
         "c",
-        "C, libzmq alone",
+        "C and libzmq",
         ("c",),
         settings="DEALER to ROUTER, blocking, no encoding; fanout: a DEALER for each server",
     ),
@@ -136,7 +136,7 @@ PEERS = (
     ),
     Peer(
         "grpc-asyncio",
-        "gRPC, asyncio",
+        "gRPC asyncio",
         ("-m", "peers.grpc_asyncio"),
         ("grpc", "uvloop"),
         settings="bytes, no protobuf; uvloop; one way by a stream",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import statistics
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -180,6 +181,11 @@ def table(figures: Figures, columns: Sequence[Column], peers: Iterable[str] | No
 # -- words -----------------------------------------------------------------------------------------------
 
 
+def wrapped(text: str) -> str:
+    """Return a paragraph or an item of a list in lines as long as those of the documents."""
+    return textwrap.fill(text, 130, subsequent_indent="  " if text.startswith("*") else "")
+
+
 def conditions(figures: Figures) -> str:
     """Return where, when and how it was measured."""
     known, settings = figures.raw["environment"], figures.raw["settings"]
@@ -193,7 +199,7 @@ def conditions(figures: Figures) -> str:
     if bad:
         sentence += f" During {bad} of {count} measurements something else used the CPUs;"
         sentence += f" where {FEWEST_QUIET} rounds or more were undisturbed, only these count."
-    return sentence
+    return wrapped(sentence)
 
 
 def versions(figures: Figures) -> str:
@@ -220,12 +226,13 @@ def better_than_ours(figures: Figures) -> list[str]:
         ahead = []
         for peer in figures.peers:
             theirs = figures.value(task, peer, metric)
-            if theirs and peer != OURS:
+            if theirs and not peer.startswith(OURS):
                 factor = ours / theirs if least else theirs / ours
                 if factor >= ABOUT_THE_SAME:
                     ahead.append((factor, f"{figures.title(peer)} ({factor:.1f} times)"))
         if ahead:
-            lines.append(f"* {title}: " + ", ".join(text for _, text in sorted(ahead, reverse=True)))
+            names = ", ".join(text for _, text in sorted(ahead, reverse=True))
+            lines.append(wrapped(f"* {title}: {names}"))
     return lines
 
 
@@ -237,9 +244,8 @@ def absent(figures: Figures) -> list[str]:
         for task, why in peer["without"].items():
             if task in figures.tasks:
                 reasons.setdefault(why, []).append(figures.tasks[task])
-        lines += [
-            f"* {peer['title']} without “{'”, “'.join(tasks)}”: {why}" for why, tasks in reasons.items()
-        ]
+        for why, tasks in reasons.items():
+            lines.append(wrapped(f"* {peer['title']} without “{'”, “'.join(tasks)}”: {why}"))
     return lines
 
 
