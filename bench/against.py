@@ -198,6 +198,7 @@ class Run:
         self.rounds = 0
         self.failures: list[str] = []
         self.left_out: dict[str, str] = {}
+        self.absent: set[str] = set()
 
     def steps(self) -> int:
         """Return how many measurements make a round."""
@@ -217,11 +218,12 @@ class Run:
     def _round(self, number: int) -> Iterator[str]:
         """Run every task with every peer, in an order that changes from round to round; tell what comes next."""
         groups: dict[tuple[str, str], Group] = {}
+        self.absent = set(self.left_out)
         try:
             for task in self.tasks:
                 turn = number % len(self.peers)
                 for peer in self.peers[turn:] + self.peers[:turn]:
-                    if task.name not in peer.without and peer.name not in self.left_out:
+                    if task.name not in peer.without and peer.name not in self.absent:
                         yield f"{task.title}: {peer.title}"
                         sample = self._measure(task, peer, groups)
                         self.samples.setdefault((task.name, peer.name), []).append(sample)
@@ -247,7 +249,9 @@ class Run:
             why = str(failure).strip().rpartition("\n")[2]
             self.failures.append(f"{peer.name}, {task.name}: {why}")
             if isinstance(failure, NotStarted):
-                self.left_out[peer.name] = f"it does not start: {why}"
+                self.absent.add(peer.name)  # not to wait for it again and again
+                if peer.name not in self.versions:
+                    self.left_out[peer.name] = f"it does not start: {why}"
             if task.servers == 1 and key in groups:
                 groups.pop(key).end()
             return None

@@ -38,11 +38,12 @@ def say_when_listening(host: str, port: int) -> None:
 
 def serve(endpoint: str) -> None:
     logging.disable()
-    os.register_at_fork(after_in_child=die_with_parent)  # its worker is a child
     host, port = listening_on(endpoint)
     server = ZeroServer(host=host, port=port, protocol=TCPServer)
     server.register_rpc(echo)
-    threading.Thread(target=say_when_listening, args=(host, port), daemon=True).start()
+    # Its worker is a forked child. A thread of ours that runs before might leave it a lock that is never released.
+    waiter = threading.Thread(target=say_when_listening, args=(host, port), daemon=True)
+    os.register_at_fork(after_in_child=die_with_parent, after_in_parent=waiter.start)
     server.run(workers=1)
 
 
