@@ -73,14 +73,13 @@ def serve() -> Iterator[Callable[..., threading.Thread]]:
     threads: list[tuple[Port, threading.Thread]] = []
 
     def run(port: Port) -> None:
-        while True:
-            try:
-                requests = port.receive()
-            except errors.Closed:
-                return
-            for request in requests:
-                if request.wants_reply:
-                    request.reply(request.envelope.body)
+        try:
+            while True:
+                for request in port.receive():
+                    if request.wants_reply:
+                        request.reply(request.envelope.body)
+        except errors.Closed:  # while it waits, or before it has answered
+            return
 
     def start(port: Port) -> threading.Thread:
         thread = threading.Thread(target=run, args=(port,), daemon=True)
