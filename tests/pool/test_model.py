@@ -211,7 +211,8 @@ class Machine(RuleBasedStateMachine):
         if slot.users:
             return
         slot.last_used = self.clock
-        if slot.endpoint not in self.pins and self.clock - slot.created > lifetime:
+        # What has not been seen to be acknowledged is not closed for its age.
+        if slot.endpoint not in self.pins and slot.clean and self.clock - slot.created > lifetime:
             self.leave(slot.endpoint, "expired_lifetime")
         else:
             self.park(slot)
