@@ -1,4 +1,4 @@
-"""One channel and its pending replies: see ``_channel.pyx``."""
+"""One channel: see ``_channel.pyx``."""
 
 from libc.stddef cimport size_t
 from libc.stdint cimport int64_t, uint8_t, uint64_t

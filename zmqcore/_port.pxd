@@ -1,4 +1,4 @@
-"""One bound ROUTER socket and the requests that came to it: see ``_port.pyx``."""
+"""One bound ROUTER socket: see ``_port.pyx``."""
 
 from libc.stddef cimport size_t
 from libc.stdint cimport int64_t, uint64_t
