@@ -16,6 +16,10 @@ cdef enum State:
     STATE_CLOSED = 3
 
 # To whom a reply goes.
+cdef enum:
+    # A message of more bytes does not go before the port has said what it takes.
+    UNANNOUNCED_BYTES = 1 << 18
+
 cdef enum Reply:
     TO_NOBODY = 0               # none is expected
     TO_WAITER = 1               # the thread that has sent the request waits for it

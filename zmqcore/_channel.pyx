@@ -58,8 +58,6 @@ from zmqcore._frame import KINDS
 
 __all__ = ["Channel"]
 
-# A message of this size, in bytes, may go before the port has said what it takes.
-cdef Py_ssize_t UNANNOUNCED_BYTES = 1 << 18
 # The largest window in messages. A port's libzmq holds 10,000 messages of a connection that nobody takes (its RCVHWM);
 # with more it reads nothing, not even heartbeats, and a busy server would be lost.
 cdef int MOST_WINDOW_MESSAGES = 8192
@@ -310,7 +308,7 @@ cdef class Channel(Requester):
         pending.started = started
         pending.deadline = deadline
         self.check()
-        if self.instance is None and retained.parcel.n_bytes > <size_t>UNANNOUNCED_BYTES:
+        if self.instance is None and retained.parcel.n_bytes > UNANNOUNCED_BYTES:
             self.ping(timeout)
         if retained.parcel.n_bytes > self.max_bytes or retained.parcel.n_parts > self.max_buffers:
             raise errors.PayloadTooLarge(

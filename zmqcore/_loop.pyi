@@ -13,7 +13,6 @@ __all__ = ["Awaited", "Driven", "LoopCalls", "Reply", "Turn"]
 
 @final
 class Driven:
-    announced: bool
     look_due: bool
     used: bool
     timer: asyncio.TimerHandle | None
@@ -31,6 +30,7 @@ class Driven:
     def waiting(self) -> Any: ...
     @property
     def waiting_to_accept(self) -> Any: ...
+    def must_hear_hello(self, request: tuple[Any, ...]) -> bool: ...
 
 @disjoint_base
 class Awaited:

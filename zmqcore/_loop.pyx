@@ -15,15 +15,12 @@ cimport cython
 from cpython.contextvars cimport PyContext_CopyCurrent, PyContext_Enter, PyContext_Exit
 from cpython.pythread cimport PyThread_get_thread_ident
 
-from zmqcore._channel cimport STATE_OPEN, Channel
+from zmqcore._channel cimport STATE_OPEN, UNANNOUNCED_BYTES, Channel
 from zmqcore._frame cimport Envelope
 from zmqcore._pending cimport OUTCOME_WAITING, Pending
 from zmqcore._socket cimport now_ns
 
 __all__ = ["Awaited", "Driven", "LoopCalls", "Reply", "Turn"]
-
-# A message of this size, in bytes, does not go before the server has said what it takes. As in the channel.
-cdef Py_ssize_t UNANNOUNCED_BYTES = 1 << 18
 
 
 @cython.final
@@ -34,7 +31,6 @@ cdef class Driven:
     cdef readonly object node       # held as long as the channel is driven
     cdef readonly int fd
     cdef readonly bint adopted      # not if another loop has it: then both read it
-    cdef public bint announced      # the server has said what it takes
     cdef public bint look_due       # the loop will look at the channel by itself
     cdef public bint used           # since somebody has asked that last
     cdef public object timer        # of the loop, for ``deadline``; None if it is not armed
@@ -47,10 +43,16 @@ cdef class Driven:
         self.node = node
         self.fd = channel.fd
         self.adopted = channel.adopt()
-        self.announced = channel.instance is not None
         self.used = True
         self.waiting = waiting
         self.waiting_to_accept = waiting_to_accept
+
+    cpdef bint must_hear_hello(self, tuple request):
+        """Whether a message is so large that the server, which has not said what it takes, has to do that first.
+
+        ``request`` is what Channel.submit() takes first.
+        """
+        return self.channel.instance is None and (request[3] is not None or len(request[2]) > UNANNOUNCED_BYTES)
 
 
 cdef class Awaited:
@@ -233,9 +235,9 @@ cdef class LoopCalls:
         if channel.state != STATE_OPEN or channel.goodbye or channel.senders \
                 or channel.sent_id - channel.acked_id >= channel.window_messages:
             return None
-        topic, method, body, buffers, metadata, codec = request
-        if channel.instance is None and (buffers is not None or len(body) > UNANNOUNCED_BYTES):
+        if driven.must_hear_hello(request):
             return None
+        topic, method, body, buffers, metadata, codec = request
         timeout = None
         if deadline is not None:
             left = <double>deadline - now_ns() / 1e9

@@ -34,8 +34,6 @@ _CONNECTORS = 32
 #: Who waits for room in a window looks this often, in seconds, even if nothing wakes it: another thread may have taken
 #: the acknowledgement.
 _ROOM_INTERVAL = 0.01
-#: A message of this size, in bytes, does not go before the server has said what it takes. As in the channel.
-_UNANNOUNCED_BYTES = 1 << 18
 
 T = TypeVar("T")
 
@@ -78,8 +76,8 @@ class LoopChannels(LoopCalls):
         driven = self.by_endpoint.get(endpoint)
         if driven is None or not driven.channel.usable:
             driven = await self.drive(endpoint, deadline)
-        if not driven.announced:
-            await self._hear_hello(driven, request, deadline)
+        if driven.must_hear_hello(request):
+            await in_thread(driven.channel.ping, check_time(deadline))  # it answers by a hello first
         check_time(deadline)
         begin = partial(self._begin, driven, request, deadline)
         reply: Reply | None = None
@@ -121,8 +119,8 @@ class LoopChannels(LoopCalls):
         driven = self.by_endpoint.get(endpoint)
         if driven is None or not driven.channel.usable:
             driven = await self.drive(endpoint, deadline)
-        if not driven.announced:
-            await self._hear_hello(driven, request, deadline)
+        if driven.must_hear_hello(request):
+            await in_thread(driven.channel.ping, check_time(deadline))  # it answers by a hello first
         check_time(deadline)
         send: Callable[..., int] = driven.channel.send
         waiting = driven.waiting
@@ -164,16 +162,6 @@ class LoopChannels(LoopCalls):
         if isinstance(outcome, Refused):
             raise outcome.make()
         return outcome  # type: ignore[no-any-return]
-
-    async def _hear_hello(self, driven: Driven, request: Message, deadline: float | None) -> None:
-        """A large message may be more than the server takes: have it say what it takes before."""
-        channel = driven.channel
-        if channel.peer_instance is None:
-            buffers = request[3]
-            if buffers is None and len(request[2]) <= _UNANNOUNCED_BYTES:
-                return
-            await in_thread(channel.ping, check_time(deadline))
-        driven.announced = True
 
     # -- channels come and go ------------------------------------------------------------------------------
 
