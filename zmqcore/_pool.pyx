@@ -333,13 +333,10 @@ cdef class ChannelPool:
             if pending is not None:
                 return pending
             self._count_unused()
-        channel = self.acquire_open(endpoint)
-        if channel is None:
-            deadline = deadline_after(timeout)
-            channel = self.acquire(endpoint, timeout)
-            timeout = _left(deadline)
+        deadline = deadline_after(timeout)
+        channel = self.acquire(endpoint, timeout)
         try:
-            return channel.submit(topic, method, body, buffers, metadata, codec, timeout, callback, hurry)
+            return channel.submit(topic, method, body, buffers, metadata, codec, _left(deadline), callback, hurry)
         finally:
             self.release(channel)
 
