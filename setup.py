@@ -19,7 +19,8 @@ from setuptools import Extension, setup
 ASAN, TRACE, WERROR = (os.environ.get(f"ZMQCORE_{name}") == "1" for name in ("ASAN", "TRACE", "WERROR"))
 
 MODULES = [
-    *("_libzmq", "_frame", "_socket", "_body"),
+    *("_libzmq", "_frame", "_socket"),
+    *("_encoder", "_decoder", "_body"),
     *("_led_socket", "_deadlines", "_pending", "_retention", "_channel", "_loop", "_table", "_pool"),
     *("_duplicates", "_request", "_port"),
 ]

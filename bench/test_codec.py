@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from zmqcore import _body
+from zmqcore import _decoder
 from zmqcore.codec import get_codec
 
 pytestmark = pytest.mark.benchmark(group="codec")
@@ -53,7 +53,7 @@ def test_decode(benchmark: BenchmarkFixture, name: str) -> None:
 def test_scan(benchmark: BenchmarkFixture, name: str) -> None:
     """Counting what a body holds, before anything is made of it."""
     body = CODEC.encode(VALUES[name], [])
-    benchmark(_body.scan, body, 64, 1_000_000)
+    benchmark(_decoder.scan, body, 64, 1_000_000)
 
 
 def test_numpy_1_mib(benchmark: BenchmarkFixture) -> None:

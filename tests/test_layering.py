@@ -42,8 +42,11 @@ LAYERS: dict[str, list[str]] = {
     "_table": [*CHANNEL],
     "_pool": [*CHANNEL, "_table"],
     # value types, and what knows nothing of sockets
-    "_body": [*BASE],
-    "codec": [*BASE, "_body"],
+    "_msgpack": [],
+    "_encoder": [*BASE, "_msgpack"],
+    "_decoder": [*BASE, "_msgpack"],
+    "_body": [*BASE, "_msgpack", "_encoder", "_decoder"],
+    "codec": [*BASE, "_encoder", "_decoder", "_body"],
     "topic": [*BASE],
     "endpoint": [*BASE],
     "runtime_dir": [*BASE],
@@ -68,7 +71,8 @@ LAYERS["cli"] = [*BELOW, "router"]
 CORE = ["_libzmq", "_frame", "_socket", "_led_socket", "_deadlines", "_pending", "_retention", "_channel"]
 CORE += ["_table", "_pool"]
 CORE += ["_duplicates", "_request", "_port"]
-COMPILED = [*CORE, "_loop", "_body"]
+CODEC = ["_msgpack", "_encoder", "_decoder", "_body"]
+COMPILED = [*CORE, "_loop", *CODEC]
 
 # room -> imported names (fnmatch) it promises not to need, at any depth of the file.
 PROMISES: dict[str, list[str]] = {
@@ -77,7 +81,7 @@ PROMISES: dict[str, list[str]] = {
     "matchmaker": ["zmq", "zmq.*"],
     "topic": ["zmq", "zmq.*", "msgpack*"],
     "codec": ["zmq", "zmq.*", "pickle"],
-    "_body": ["zmq", "zmq.*", "pickle"],
+    **{room: ["zmq", "zmq.*", "pickle"] for room in CODEC},
     # no methods, topics or codecs in the core
     **{room: ["msgpack*", "pickle", "json", "asyncio*"] for room in CORE},
 }

@@ -1,24 +1,9 @@
-from typing import Any, Final, final
+from typing import Any, Final
 
 from typing_extensions import disjoint_base
 
 MAX_DEPTH: Final[int]
 EXT_BUFFER: Final[int]
-
-class Unpackable(Exception):
-    value: Any
-    reason: str
-    def __init__(self, value: Any, reason: str) -> None: ...
-
-def lift(value: Any, buffers: list[Any], threshold: int, max_depth: int, max_elements: int) -> Any: ...
-def scan(body: Any, max_depth: int, max_elements: int) -> None: ...
-
-@final
-class Buffers:
-    @property
-    def unused(self) -> int: ...
-    def __new__(cls, buffers: Any) -> Buffers: ...
-    def take(self, index: int) -> memoryview: ...
 
 @disjoint_base
 class BodyCodec:

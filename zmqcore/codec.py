@@ -77,7 +77,9 @@ from typing import Any, Protocol, runtime_checkable
 
 from msgpack import ExtType, Packer, Timestamp
 
-from zmqcore._body import EXT_BUFFER, MAX_DEPTH, BodyCodec, Buffers, Unpackable, lift
+from zmqcore._body import EXT_BUFFER, MAX_DEPTH, BodyCodec
+from zmqcore._decoder import Buffers
+from zmqcore._encoder import Unpackable, lift
 from zmqcore.errors import BadArguments, PayloadTooLarge, ProtocolError, ZmqcoreError
 
 __all__ = ["Codec", "Limits", "MsgpackCodec", "get_codec", "register_codec"]

@@ -19,7 +19,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from zmqcore._body import EXT_BUFFER, MAX_DEPTH, BodyCodec, Buffers, Unpackable, lift, scan
+from zmqcore._body import EXT_BUFFER, MAX_DEPTH, BodyCodec
+from zmqcore._decoder import Buffers, scan
+from zmqcore._encoder import Unpackable, lift
 from zmqcore.errors import PayloadTooLarge, ProtocolError
 
 

@@ -1,0 +1,4 @@
+from zmqcore._msgpack cimport Limits
+
+
+cdef bytes encoded(object value, list buffers, const Limits* limits)
