@@ -5,9 +5,9 @@ A reply does not wake the receiving thread: the replying thread sends by itself,
 the receiver only if sending has swallowed the edge of a message that came meanwhile.
 
 The port acknowledges what it has taken, cumulatively for each peer that counts on it (flag FLOW): with every reply, at
-the latest after ACK_MESSAGES messages or ACK_BYTES bytes, for one-way messages also before it goes to sleep, and for
-calls that take long after ACK_CALLS_AFTER. The first message on a new connection is answered by a hello that
-names that message and this port's instance.
+the latest after ACK_MESSAGES messages or ACK_BYTES bytes (unless that is a single call), for one-way messages also
+before it goes to sleep, and for calls that take long after ACK_CALLS_AFTER. The first message on a new connection is
+answered by a hello that names that message and this port's instance.
 
 A server that can begin nothing more goes on receiving all the same, with a limit of 0: cancels are obeyed at once then,
 and requests are set aside. Those are not acknowledged before they are handed over, so their senders' windows fill.

@@ -45,14 +45,19 @@ cdef class Peer:
     """
 
     cdef bint take(self, const Header *header, size_t n_bytes) noexcept:
-        """Count a message as taken; return whether that is to be acknowledged at once."""
+        """Count a message as taken; return whether that is to be acknowledged at once.
+
+        A single call is not, however large: its answer acknowledges it. An ack just before that would wake the caller
+        while the answer, probably large too, is still on its way.
+        """
         if header.id > self.taken:
             self.taken = header.id
         self.unacked += 1
         self.unacked_bytes += n_bytes
         if header.kind == KIND_CAST or header.kind == KIND_FANOUT:
             self.unacked_one_way += 1
-        return self.unacked >= ACK_MESSAGES or self.unacked_bytes >= ACK_BYTES
+        return self.unacked >= ACK_MESSAGES or (
+            self.unacked_bytes >= ACK_BYTES and (self.unacked > 1 or header.kind != KIND_CALL))
 
     cdef int note_reply(self) noexcept:
         """It is being told what it must have read before the port may be closed."""

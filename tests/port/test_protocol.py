@@ -91,9 +91,20 @@ def test_a_busy_port_acknowledges_every_mebibyte(port: Port, bare: Callable[...,
 
 def test_a_large_out_of_band_buffer_counts(port: Port, bare: Callable[..., Any]) -> None:
     client = bare(port.endpoints[0])
-    client.send("call", buffers=[bytes(1 << 20)])
+    client.send("cast", buffers=[bytes(1 << 20)])
     take_without_waiting(port, 1, 1)
     assert client.acknowledged(1)[-1].kind == "ack"
+
+
+def test_a_single_large_call_is_left_to_its_reply(port: Port, bare: Callable[..., Any]) -> None:
+    client = bare(port.endpoints[0])
+    client.send("call", buffers=[bytes(2 << 20)])
+    take_without_waiting(port, 1, 1)
+    assert port.stats()["acks"] == 0
+    client.send("call")
+    take_without_waiting(port, 1, 1)
+    assert port.stats()["acks"] == 1
+    assert client.acknowledged(2)[-1].kind == "ack"
 
 
 def test_a_reply_carries_the_acknowledgement(
