@@ -175,13 +175,11 @@ coverage: $(VENV)/.tools  ## lines of Python and Cython that the tests run: buil
 	@cd $(COVERAGE_TREE) && ZMQCORE_TRACE=1 $(abspath $(PY)) setup.py -q build_ext --inplace
 	@# At the root, where every process of the tests finds it, whatever of PYTHONPATH it has been left.
 	@cp .ci/quiet_tracing.py $(COVERAGE_TREE)
-	@# Left out: what takes real time already; what runs another copy of the package than the traced one; and destructors
-	@# that use what is locked, as the tracer makes objects, and so garbage collections, where the sources have none; and
-	@# interrupts at every moment, as one that comes while a function of the tracer's plugin runs is lost.
-	@# The report comes even if a test fails, as some that count on being quick may.
+	@# Left out: what takes real time already, and what runs another copy of the package than the traced one.
+	@# The report comes even if a test fails.
 	@cd $(COVERAGE_TREE) && failed=0 && \
-	  { PYTHONPATH=$$PWD $(abspath $(PY)) -m coverage run -m pytest -p no:cacheprovider -m 'not slow' \
-	    -k 'not destructor and not finalizer and not missed_at_any_moment' --ignore=tests/installed --ignore=tests/test_sdist.py --ignore=tests/docs/test_site.py $(ARGS) || failed=$$?; } && \
+	  { PYTHONPATH=$$PWD ZMQCORE_TRACE=1 $(abspath $(PY)) -m coverage run -m pytest -p no:cacheprovider -m 'not slow' \
+	    --ignore=tests/installed --ignore=tests/test_sdist.py --ignore=tests/docs/test_site.py $(ARGS) || failed=$$?; } && \
 	  $(abspath $(PY)) -m coverage combine -q && $(abspath $(PY)) -m coverage html -q -d html && \
 	  echo "Python: $$($(abspath $(PY)) -m coverage report --format=total --omit='*.pyx') %," \
 	    "Cython: $$($(abspath $(PY)) -m coverage report --format=total --include='*.pyx') %" && \
