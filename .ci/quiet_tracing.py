@@ -1,9 +1,9 @@
 """A plugin of coverage.py: Cython's own, kept out of the way of what tests do: fork, interrupt, start many processes.
 
-The tracer calls its plugin for each line and each function, and takes a lock now and then. A signal handler that runs in
-Python code there raises its KeyboardInterrupt there: it is lost, and no Cython line is counted any more. And a child that
-is forked while another thread holds the lock waits for ever. So what is called is compiled, and there is no lock: it
-guards sets and dictionaries whose single operations are atomic under the GIL.
+The tracer calls its plugin for each line and each function, and takes a lock now and then. A signal handler that
+runs in Python code there raises its KeyboardInterrupt there: it is lost, and no Cython line is counted any more.
+And a child that is forked while another thread holds the lock waits for ever. So what is called is compiled, and
+there is no lock: it guards sets and dictionaries whose single operations are atomic under the GIL.
 
 Cython's plugin reads the C files to find the lines of their sources, in each process that a test starts; only the
 report needs them.

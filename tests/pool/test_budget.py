@@ -298,7 +298,9 @@ class Untidy:
         self.pool.stats()
 
 
-@pytest.mark.untraced("the tracer makes objects at each line, and so garbage collections where the sources have none")
+@pytest.mark.untraced(
+    "the tracer makes objects at each line, and so garbage collections where the sources have none"
+)
 def test_a_destructor_may_use_the_pool(make_pool: MakePool, far: Far) -> None:
     """The collector may run wherever an object is made, but not while the pool's lock is held."""
     pool = make_pool(max_sockets=4)
