@@ -19,12 +19,15 @@ def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     tmp_path.joinpath(NAME + ".py").write_text(
         "class Stock:\n"
         "    class Inner:\n"
-        "        pass\n"
+        "        def get(self): return 2\n"
         "    def get(self): return 1\n"
         "class Needy:\n"
         "    def __init__(self, shelf): pass\n"
         "class Optional:\n"
         "    def __init__(self, shelf=1): pass\n"
+        "    def get(self): return 3\n"
+        "class Empty:\n"
+        "    _secret = print\n"
         "shop = Stock()\n"
         "def double(number): return 2 * number\n",
         encoding="utf-8",
@@ -58,8 +61,9 @@ def test_a_module_is_served_itself(shelf: str) -> None:
     ("target", "why"),
     [
         ("{}:Needy", "without arguments"),
-        ("{}:nothing", "has no 'nothing'; it has Needy, Optional, Stock, double, shop"),
+        ("{}:nothing", "has no 'nothing'; it has Empty, Needy, Optional, Stock, double, shop"),
         ("{}:Stock.nothing", "has no 'Stock.nothing'"),
+        ("{}:Empty", "has no public method to serve"),
         ("{}_missing:Stock", "there is no module 'zmqcore_test_shelf_missing'"),
         ("{}.sub:Stock", "there is no module"),
         ("{}.py:Stock", "is not MODULE:OBJECT"),

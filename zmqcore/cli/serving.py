@@ -319,7 +319,7 @@ def _imported(target: str) -> Any:
         raise click.UsageError(str(exc)) from exc
     except Exception as exc:
         traceback.print_exception(exc)
-        raise click.UsageError(f"{target} cannot be imported: {type(exc).__name__}: {exc}") from exc
+        raise click.UsageError(f"{target} cannot be loaded: {type(exc).__name__}: {exc}") from exc
 
 
 def _announce(output: Output, server: Server | LoopServer) -> None:

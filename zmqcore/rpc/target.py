@@ -9,6 +9,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from zmqcore.rpc.dispatcher import public_methods
+
 __all__ = ["NotServable", "load_endpoint"]
 
 
@@ -22,8 +24,8 @@ def load_endpoint(target: str) -> Any:
     A class is instantiated without arguments; a function is served under its own name; a module serves its
     public functions; everything else is served as it is. OBJECT may be dotted (``module:Outer.Inner``).
 
-    Raises NotServable if there is no such module or object, or if a class cannot be made without arguments. What the
-    module itself raises while it is imported is passed on.
+    Raises NotServable if there is no such module or object, if a class cannot be made without arguments, or if there is
+    no method to serve. What the module itself raises while it is imported is passed on.
     """
     module_name, colon, path = target.partition(":")
     if not module_name or (colon and not path) or module_name.endswith(".py") or "/" in module_name:
@@ -40,9 +42,13 @@ def load_endpoint(target: str) -> Any:
                 f"{module_name} has no {path!r}" + (f"; it has {public}" if public else "")
             ) from exc
     if inspect.isclass(found):
-        return _made(found, target)
-    if inspect.isroutine(found):
-        return {found.__name__: found}
+        found = _made(found, target)
+    elif inspect.isroutine(found):
+        found = {found.__name__: found}
+    try:
+        public_methods(found, coroutines=True)
+    except TypeError as exc:
+        raise NotServable(f"{target}: {exc}") from exc
     return found
 
 
