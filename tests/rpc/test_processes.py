@@ -67,6 +67,10 @@ class Needy:
     def __init__(self, shelf): pass
 
 
+class Empty:
+    pass
+
+
 class Coroutines:
     async def sleep(self, seconds):
         HERE.joinpath(f"asleep-{os.getpid()}-{time.monotonic_ns()}").touch()
@@ -185,8 +189,9 @@ def test_it_can_be_started_again(processes: Processes, client: Client, runtime: 
     ("target", "complaint"),
     [
         ("zmqcore_test_none:Work", "no module 'zmqcore_test_none'"),
-        ("zmqcore_test_work:None", "has no 'None'; it has Coroutines, HERE, Needy, Work"),
+        ("zmqcore_test_work:None", "has no 'None'; it has Coroutines, Empty, HERE, Needy, Work"),
         ("zmqcore_test_work:Needy", "without arguments"),
+        ("zmqcore_test_work:Empty", "has no public method to serve"),
         ("zmqcore_test_work.py", "is not MODULE:OBJECT"),
     ],
 )
@@ -209,9 +214,10 @@ def test_a_module_that_ends_its_process(processes: Processes, module: Path) -> N
         processes(2)
 
 
-def test_a_registry_that_cannot_be_used(processes: Processes) -> None:
+def test_a_registry_that_cannot_be_used(processes: Processes, runtime: Path) -> None:
     with pytest.raises(ChildProcessError, match="MatchmakerError"):
         processes(2, matchmaker="local:///proc")
+    assert list(runtime.glob("*.sock")) == []
 
 
 @pytest.mark.parametrize("bind", ["tcp://127.0.0.1:5555", "ipc:///tmp/one", "tcp://*:80"])

@@ -105,7 +105,7 @@ def _load(target: str) -> Any:
         raise
     except Exception as exc:
         traceback.print_exception(exc)
-        raise NotServable(f"{target} cannot be imported: {type(exc).__name__}: {exc}") from exc
+        raise NotServable(f"{target} cannot be loaded: {type(exc).__name__}: {exc}") from exc
 
 
 def _serve(parent: _Parent, config: dict[str, Any]) -> int:
@@ -117,10 +117,15 @@ def _serve(parent: _Parent, config: dict[str, Any]) -> int:
         endpoint = _load(config["target"])
         node = Node(config["matchmaker"]) if config["matchmaker"] else default_node()
         server = server_for(Topic(*config["topic"]), endpoint, node, **config["options"])
-        server.start()
+        try:
+            server.start()
+        except Exception:
+            # Before the parent hears of it, which then ends this process at once: the socket's file would stay.
+            node.close(0.0)
+            raise
     except Exception as exc:  # noqa: BLE001 - the parent raises it
         fault = str(exc) if isinstance(exc, NotServable) else f"{type(exc).__name__}: {exc}"
-        parent.say({"failed": fault, "not_servable": isinstance(exc, (NotServable, TypeError))})
+        parent.say({"failed": fault, "not_servable": isinstance(exc, NotServable)})
         return 1
     stopping.server = server
     parent.say({"server": server.topic.server, "instance": server.instance, "endpoints": server.endpoints})

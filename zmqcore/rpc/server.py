@@ -22,6 +22,9 @@ __all__ = ["Server"]
 
 _logger = logging.getLogger("zmqcore.server")
 
+#: How long the threads of a server that cannot be registered may take to leave, in seconds: they only have to wake up.
+_LEAVE = 1.0
+
 
 class Server(Service):
     """Serve ``endpoints`` (objects, modules, or mappings of names to callables) under ``topic``.
@@ -92,7 +95,8 @@ class Server(Service):
             try:
                 self._register(port)
             except BaseException:
-                executor.stop(drain=False, deadline=0.0)
+                # Its threads run nothing yet: once they have left, the port and its files are gone.
+                executor.stop(drain=False, deadline=time.monotonic() + _LEAVE)
                 raise
             self._executor = executor
             self._stopped.clear()
