@@ -64,6 +64,7 @@ def private_directory(path: Path) -> Path:
         )
     if found.st_mode & 0o077:
         raise MatchmakerError(
-            f"the runtime directory {path} is open to others ({facts}); it must be 0700: chmod 700 {path}"
+            f"the runtime directory {path} is open to others ({facts}); name one that is 0700, or chmod 700 this one"
+            " if nobody else needs it"
         )
     return path
