@@ -1,4 +1,4 @@
-"""The command line: ``zmqcore demo | serve | call | cast | fanout | members | ping | doctor | bench``.
+"""The command line: ``zmqcore demo | serve | call | cast | fanout | members | ping | stats | doctor | bench``.
 
 It needs click and rich, which only ``zmqcore[cli]`` installs. Without them an import ends the process with
 one line that says so (exit code 1), because the import is all that the installed ``zmqcore`` script does

@@ -64,7 +64,7 @@ _OUTCOMES: tuple[tuple[type[BaseException], Exit, str], ...] = (
     (
         errors.InvalidEndpoint,
         Exit.USAGE,
-        "an endpoint looks like tcp://127.0.0.1:5555, tcp://[::1]:5555 or ipc:///run/user/1000/name",
+        "an endpoint looks like tcp://127.0.0.1:5555 (to listen, tcp://127.0.0.1:*) or ipc:///run/user/1000/name",
     ),
     (errors.PayloadTooLarge, Exit.USAGE, "send less at once, or raise the limits on both sides"),
     (

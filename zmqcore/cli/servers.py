@@ -31,7 +31,7 @@ _timeout_option = click.option(
     default=5.0,
     show_default=True,
     metavar="SECONDS",
-    help="How long to wait until giving up with exit code 4.",
+    help="How long to wait for an answer, connecting included.",
 )
 
 

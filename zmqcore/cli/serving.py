@@ -149,7 +149,7 @@ after the other, so that the topic is served all the time.
     "-b",
     multiple=True,
     metavar="ENDPOINT",
-    help="Listen here: tcp://HOST:PORT (port * takes a free one) or ipc:///PATH. Repeat it for several.",
+    help="Listen here: tcp://HOST:PORT (port * takes a free one), ipc:///PATH or ipc://*. Repeat it for several.",
 )
 @click.option(
     "--workers",

@@ -117,6 +117,7 @@ Examples:
     type=click.FloatRange(min=0, min_open=True, max=3600),
     default=18.0,
     show_default=True,
+    metavar="SECONDS",
     help="About how long it takes in all; one round is made in any case.",
 )
 @click.option(
