@@ -93,7 +93,7 @@ $(VENV_PEERS)/.installed: bench/peers/requirements.txt | $(PY)
 
 .PHONY: bench-peers
 bench-peers: $(VENV)/.built $(VENV_PEERS)/.installed  ## beside gRPC, NATS, RPyC and others (8 minutes; ARGS=--quick: 2)
-	@$(VENV_PEERS)/bin/python bench/against.py $(ARGS)
+	@PYTHONPATH=$(CURDIR) $(VENV_PEERS)/bin/python bench/against.py $(ARGS)
 
 # What to compare with where there is no baseline, or in doubt.
 BASE ?= origin/main

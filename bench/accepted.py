@@ -12,9 +12,7 @@ have run. Prints casts/s of both ways and the median of the rounds' ratios, besi
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -23,6 +21,7 @@ import zmq
 
 import zmqcore
 from zmqcore import Client, Node
+from zmqcore.cli.bench.processes import Process
 
 GOAL = 0.8
 TIMEOUT = 60.0
@@ -49,15 +48,9 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=16, help="bytes of each payload; default %(default)s")
     options = parser.parse_args()
     payload = b"x" * options.size
-    server = subprocess.Popen(
-        [sys.executable, str(_SERVER), "server", "tcp://127.0.0.1:*"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    server = Process([sys.executable, str(_SERVER), "server", "tcp://127.0.0.1:*"])
     try:
-        assert server.stdout is not None
-        endpoint = json.loads(server.stdout.readline())["endpoint"]
+        endpoint = server.read()["endpoint"]
         with Node("memory://accepted") as node:
             sent = Client("bench", node=node, connect=endpoint, timeout=TIMEOUT)
             clients = {"sent": sent, "accepted": sent.prepare(delivery="accepted")}
@@ -69,7 +62,7 @@ def main() -> None:
                     if number:  # the first round only warms up
                         rates[name].append(measured)
     finally:
-        server.communicate()  # closes its input, which ends it
+        server.end()
     ratio = statistics.median(a / s for a, s in zip(rates["accepted"], rates["sent"], strict=True))
     print(f"zmqcore {zmqcore.__version__}, libzmq {zmq.zmq_version()}, Python {sys.version.split()[0]}")
     print(f"{options.size} B, {options.casts} casts in each of {options.rounds} rounds, in casts/s:")

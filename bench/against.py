@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import importlib.util
 import json
 import os
 import resource
@@ -31,13 +30,16 @@ from typing import Any
 import floor
 import machine
 import usage
+from options import some_of
 from peers import BROKERS, PEERS, Peer
 from peers.brokers import Broker, NoBroker
 from peers.report import Figures, print_tables, write_documents
-from processes import BENCH, PeerFailed, Process, busy_seconds
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from zmqcore.cli.bench.processes import PeerFailed, Process, busy_seconds
+
+BENCH = Path(__file__).resolve().parent
 MIB = 1 << 20
 FANOUT_SERVERS = 8
 ENDPOINTS = 500
@@ -111,8 +113,8 @@ class Group:
 
     def _sides(self) -> dict[str, list[int]]:
         sides = {
-            "client": usage.family(self.client.process.pid),
-            "server": [pid for server in self.servers for pid in usage.family(server.process.pid)],
+            "client": usage.family(self.client.pid),
+            "server": [pid for server in self.servers for pid in usage.family(server.pid)],
         }
         if self.broker is not None:
             sides["broker"] = usage.family(self.broker.pid)
@@ -143,11 +145,8 @@ class Starter:
         self.brokers = brokers
         self.floor_command = floor_command
         self.started = 0
-        self.environment = dict(os.environ)
-        paths = [str(BENCH)]
-        if importlib.util.find_spec("zmqcore") is None:  # not installed, but perhaps built in place
-            paths.append(str(BENCH.parent))
-        self.environment["PYTHONPATH"] = os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")])
+        paths = [str(BENCH), os.environ.get("PYTHONPATH", "")]
+        self.environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
     def command(self, peer: Peer, form: str, role: str, endpoints: list[str]) -> list[str]:
         """Return the command line of a peer in one of its roles."""
@@ -349,17 +348,6 @@ def measure(options: argparse.Namespace, console: Console) -> tuple[Figures, boo
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line; each list is checked against what there is."""
     all_peers, all_tasks = [peer.name for peer in PEERS], [task.name for task in TASKS]
-
-    def some_of(known: list[str]) -> Any:
-        def listed(text: str) -> list[str]:
-            words = [word for word in text.split(",") if word]
-            unknown = [word for word in words if word not in known]
-            if unknown:
-                raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: not one of {', '.join(known)}")
-            return words
-
-        return listed
-
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").partition("\n")[0], epilog="Commas separate the words of a list."
     )

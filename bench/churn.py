@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import zmq
+from options import some_of
 
 import zmqcore
 from zmqcore import Node, errors
@@ -678,16 +679,10 @@ def report(
 
 def parse() -> argparse.Namespace:
     """Read the command line."""
-
-    def some_rows(text: str) -> list[str]:
-        words = [word for word in text.split(",") if word]
-        unknown = [word for word in words if word not in MEASUREMENTS]
-        if unknown:
-            raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: not one of {', '.join(MEASUREMENTS)}")
-        return words
-
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--rows", type=some_rows, default=list(MEASUREMENTS), help=", ".join(MEASUREMENTS))
+    parser.add_argument(
+        "--rows", type=some_of(MEASUREMENTS), default=list(MEASUREMENTS), help=", ".join(MEASUREMENTS)
+    )
     parser.add_argument("--quick", action="store_true", help="fewer endpoints, calls and rounds")
     parser.add_argument("--rounds", type=int, default=3, help="of many, dead and fair (default 3)")
     parser.add_argument("--threads", type=int, default=16, help="of many and dead (default 16)")

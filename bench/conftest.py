@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +12,7 @@ import pytest
 import zmq
 
 import zmqcore
+from zmqcore.cli.bench.processes import Process
 
 SERVER = Path(__file__).with_name("served.py")
 
@@ -33,28 +32,20 @@ def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
     ``start_server(transport, *options)``; one server per combination, ended with the session.
     """
     directory = tmp_path_factory.mktemp("ipc")
-    started: dict[tuple[str, ...], tuple[subprocess.Popen[str], str]] = {}
+    processes: list[Process] = []
+    endpoints: dict[tuple[str, ...], str] = {}
     # the process imports the very package that is measured here, installed or built in place
     paths = [str(Path(zmqcore.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
     def start(transport: str = "tcp", *options: str) -> str:
         key = (transport, *options)
-        if key not in started:
-            endpoint = "tcp://127.0.0.1:*" if transport == "tcp" else f"ipc://{directory}/{len(started)}"
-            process = subprocess.Popen(
-                [sys.executable, str(SERVER), endpoint, *options],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-                env=environment,
-            )
-            assert process.stdout is not None
-            line = process.stdout.readline()
-            assert line, f"the server ended with {process.wait()}"
-            started[key] = (process, json.loads(line)["endpoint"])
-        return started[key][1]
+        if key not in endpoints:
+            endpoint = "tcp://127.0.0.1:*" if transport == "tcp" else f"ipc://{directory}/{len(processes)}"
+            processes.append(Process([sys.executable, str(SERVER), endpoint, *options], environment))
+            endpoints[key] = processes[-1].read()["endpoint"]
+        return endpoints[key]
 
     yield start
-    for process, _ in started.values():
-        process.communicate()  # closes its input, which ends it
+    for process in processes:
+        process.end()

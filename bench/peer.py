@@ -99,6 +99,40 @@ def percentile(ordered: list[int], share: float) -> float:
     return round(ordered[min(int(len(ordered) * share), len(ordered) - 1)] / 1000, 2)
 
 
+def call_figures(durations_ns: list[int], rate: float, total: int, cpu: float) -> dict[str, Any]:
+    """Return what is answered for calls one after the other; ``total`` counts the warm-up's, too."""
+    ordered = sorted(durations_ns)
+    return {
+        "calls": len(ordered),
+        "rate": rate,
+        "p50_us": percentile(ordered, 0.5),
+        "p99_us": percentile(ordered, 0.99),
+        "max_us": percentile(ordered, 1.0),
+        "total": total,
+        "cpu": cpu,
+    }
+
+
+def inflight_figures(calls: int, elapsed_ns: int, cpu: float) -> dict[str, Any]:
+    """Return what is answered for calls that were outstanding together."""
+    return {"calls": calls, "rate": calls * 1e9 / elapsed_ns, "total": calls, "cpu": cpu}
+
+
+def cast_figures(
+    sent: int, handled: int, begin_ns: int, handed_over_ns: int, last_ns: int, cpu: float
+) -> dict[str, Any]:
+    """Return what is answered for messages one way: up to ``last_ns``, the server's clock after the last one."""
+    if handled != sent:
+        raise WrongAnswer(f"{sent} casts sent, {handled} handled")
+    return {
+        "calls": sent,
+        "rate": sent * 1e9 / (last_ns - begin_ns),
+        "send_rate": sent * 1e9 / (handed_over_ns - begin_ns),
+        "total": sent,
+        "cpu": cpu,
+    }
+
+
 class Target:
     """The object whose methods are called from afar."""
 
@@ -156,6 +190,11 @@ class Calls:
                 break
         self.elapsed_ns = last - begin
 
+    @property
+    def rate(self) -> float:
+        """Calls per second."""
+        return len(self.durations_ns) * 1e9 / self.elapsed_ns
+
     def run_calls(self, count: int) -> None:
         """Measure ``count`` calls, without a warm-up."""
         note = self.durations_ns.append
@@ -172,16 +211,7 @@ def measure_calls(call: Call, size: int, seconds: float) -> dict[str, Any]:
     sequence = Calls(call, size)
     sequence.run(seconds)
     cpu = cpu_seconds() - cpu
-    ordered = sorted(sequence.durations_ns)
-    return {
-        "calls": len(ordered),
-        "rate": len(ordered) * 1e9 / sequence.elapsed_ns,
-        "p50_us": percentile(ordered, 0.5),
-        "p99_us": percentile(ordered, 0.99),
-        "max_us": percentile(ordered, 1.0),
-        "total": sequence.number,
-        "cpu": cpu,
-    }
+    return call_figures(sequence.durations_ns, sequence.rate, sequence.number, cpu)
 
 
 def measure_threads(
@@ -217,18 +247,12 @@ def measure_threads(
     if failures:
         raise failures[0]
     cpu = cpu_seconds() - cpu
-    ordered = sorted(duration for sequence in sequences for duration in sequence.durations_ns)
-    rates = [len(sequence.durations_ns) * 1e9 / sequence.elapsed_ns for sequence in sequences]
-    return {
-        "calls": len(ordered),
-        "rate": sum(rates),
-        "p50_us": percentile(ordered, 0.5),
-        "p99_us": percentile(ordered, 0.99),
-        "max_us": percentile(ordered, 1.0),
-        "over_100ms": sum(duration > 100_000_000 for duration in ordered),
+    durations_ns = [duration for sequence in sequences for duration in sequence.durations_ns]
+    rates = [sequence.rate for sequence in sequences]
+    total = sum(sequence.number - sequence.first for sequence in sequences)
+    return call_figures(durations_ns, sum(rates), total, cpu) | {
+        "over_100ms": sum(duration > 100_000_000 for duration in durations_ns),
         "slowest_thread": min(rates) / max(rates),
-        "total": sum(sequence.number - sequence.first for sequence in sequences),
-        "cpu": cpu,
     }
 
 
@@ -251,8 +275,7 @@ def measure_inflight(submit: Callable[[bytes], Any], size: int, seconds: float, 
             raise WrongAnswer(f"sent {payload[:32]!r}, got {bytes(answer[:32])!r}")
         if not number & 15:
             now = time.perf_counter_ns()
-    elapsed = time.perf_counter_ns() - begin
-    return {"calls": number, "rate": number * 1e9 / elapsed, "total": number, "cpu": cpu_seconds() - cpu}
+    return inflight_figures(number, time.perf_counter_ns() - begin, cpu_seconds() - cpu)
 
 
 def measure_casts(
@@ -285,15 +308,7 @@ def measure_casts(
         time.sleep(0.001)
         more, last = finish()
         handled += more
-    if handled != sent:
-        raise WrongAnswer(f"{sent} casts sent, {handled} handled")
-    return {
-        "calls": sent,
-        "rate": sent * 1e9 / (last - begin),
-        "send_rate": sent * 1e9 / (handed_over - begin),
-        "total": sent,
-        "cpu": cpu_seconds() - cpu,
-    }
+    return cast_figures(sent, handled, begin, handed_over, last, cpu_seconds() - cpu)
 
 
 class Connection(Protocol):
@@ -339,13 +354,14 @@ def one_after_the_other(connections: Sequence[Connection]) -> Call:
     return cast_to_all
 
 
-def endpoint_tasks(
+def connection_tasks(
+    first: Connection,
     connect: Callable[[str], Connection],
     endpoints: Sequence[str],
     connect_once: Callable[[str], Connection] | None = None,
     to_all: Callable[[Sequence[Any]], Call] | None = None,
 ) -> dict[str, Task]:
-    """Return the tasks that need more than one connection, for a peer that ``connect(endpoint)`` connects.
+    """Return the tasks of a peer that ``connect(endpoint)`` connects; ``first`` is such a connection.
 
     ``connect_once(endpoint)`` connects for a single call, and ``to_all(connections)`` is the function that sends one
     payload to all of them, if these are done in another way.
@@ -394,7 +410,15 @@ def endpoint_tasks(
 
         return measure_calls(call, size, seconds)
 
-    return {"fanout": fanout, "open": open_all, "kept": call_kept, "shut": shut, "new": call_new}
+    return {
+        "call": lambda size, seconds, _: measure_calls(first.call, size, seconds),
+        "cast": lambda size, seconds, _: measure_casts(first.cast, first.finish, size, seconds),
+        "fanout": fanout,
+        "open": open_all,
+        "kept": call_kept,
+        "shut": shut,
+        "new": call_new,
+    }
 
 
 def obey(tasks: dict[str, Task]) -> None:

@@ -29,12 +29,11 @@ from peer import (
     Target,
     Task,
     WrongAnswer,
+    connection_tasks,
     cpu_seconds,
     die_with_parent,
-    endpoint_tasks,
+    inflight_figures,
     leave,
-    measure_calls,
-    measure_casts,
     measure_threads,
     obey,
     obey_beside,
@@ -207,8 +206,7 @@ def measure_inflight(client: Plain, size: int, seconds: float, depth: int) -> di
             raise WrongAnswer(f"call {expected} was answered {answered}: {answer[:32]!r}")
         if not number & 15:
             now = time.perf_counter_ns()
-    elapsed = time.perf_counter_ns() - begin
-    return {"calls": number, "rate": number * 1e9 / elapsed, "total": number, "cpu": cpu_seconds() - cpu}
+    return inflight_figures(number, time.perf_counter_ns() - begin, cpu_seconds() - cpu)
 
 
 SERVERS = {"plain": serve_plain, "frames": serve_frames, "msgpack": serve_msgpack}
@@ -226,11 +224,9 @@ def run_client(form: str, *endpoints: str) -> None:
         return measure_threads(lambda: make(context, endpoint).call, size, count, seconds=seconds)
 
     tasks: dict[str, Task] = {
-        "call": lambda size, seconds, _: measure_calls(client.call, size, seconds),
-        "cast": lambda size, seconds, _: measure_casts(client.cast, client.finish, size, seconds),
         "inflight": lambda size, seconds, depth: measure_inflight(client, size, seconds, depth),
         "threads": threads,
-        **endpoint_tasks(lambda endpoint: make(context, endpoint), endpoints),
+        **connection_tasks(client, lambda endpoint: make(context, endpoint), endpoints),
     }
     versions = {"pyzmq": zmq.__version__, "libzmq": zmq.zmq_version()}
     say(versions=versions | ({"msgpack": ".".join(map(str, msgpack.version))} if form == "msgpack" else {}))

@@ -22,11 +22,11 @@ from peer import (
     Target,
     Task,
     WrongAnswer,
+    connection_tasks,
     cpu_seconds,
     die_with_parent,
-    endpoint_tasks,
+    inflight_figures,
     leave,
-    measure_calls,
     measure_casts,
     measure_inflight,
     measure_threads,
@@ -69,8 +69,7 @@ async def measure_coroutines(client: AsyncClient, size: int, seconds: float, dep
     async with asyncio.TaskGroup() as group:
         for index in range(depth):
             group.create_task(work(index << 32))
-    elapsed = time.perf_counter_ns() - begin
-    return {"calls": calls, "rate": calls * 1e9 / elapsed, "total": calls, "cpu": cpu_seconds() - cpu}
+    return inflight_figures(calls, time.perf_counter_ns() - begin, cpu_seconds() - cpu)
 
 
 def measure_pack(size: int, seconds: float) -> dict[str, Any]:
@@ -173,14 +172,15 @@ def run_client(node: Node, endpoints: list[str]) -> None:
     tasks: dict[str, Task] = {
         "asyncio": coroutines(asyncio.new_event_loop),
         "uvloop": coroutines(uvloop),
-        "call": lambda size, seconds, _: measure_calls(call, size, seconds),
-        "cast": lambda size, seconds, _: measure_casts(client.cast, client.finish, size, seconds),
         "inflight": lambda size, seconds, depth: measure_inflight(client.submit, size, seconds, depth),
         "threads": threads,
         "soak": soak,
         "pack": lambda size, seconds, _: measure_pack(size, seconds),
-        **endpoint_tasks(
-            functools.partial(Connected, node), endpoints, connect_once=functools.partial(Connected, frugal)
+        **connection_tasks(
+            client,
+            functools.partial(Connected, node),
+            endpoints,
+            connect_once=functools.partial(Connected, frugal),
         ),
         "fanout": fanout,
     }

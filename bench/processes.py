@@ -1,14 +1,8 @@
-"""The measured processes: started, asked, watched and ended; and who else uses the CPUs meanwhile."""
+"""The processes of ``side_by_side.py``: started, asked, watched and ended; and when the machine is quiet."""
 
 from __future__ import annotations
 
-import importlib.util
-import json
-import os
-import select
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,83 +10,14 @@ from typing import Any
 
 import floor
 
+from zmqcore.cli.bench.processes import Process, busy_seconds
+
 BENCH = Path(__file__).resolve().parent
 
 QUIET_CPUS = 0.1
 """CPUs that others may keep busy on a machine that counts as quiet."""
 QUIET_SECONDS = 0.3
 """How long it must have been quiet: 30 ticks of /proc/stat."""
-
-
-class PeerFailed(RuntimeError):
-    """A measured process ended, reported a fault, or did not answer in time."""
-
-
-class Process:
-    """One measured process; a context manager that ends it."""
-
-    def __init__(self, command: list[str], environment: dict[str, str]) -> None:
-        self.command = command
-        self.errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by end()
-        self.process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.errors,
-            env=environment,
-            bufsize=0,
-        )
-        self.rest = b""
-
-    def read(self, timeout: float = 30.0) -> dict[str, Any]:
-        """Return the next answer; raise ``PeerFailed`` if there is none within ``timeout`` seconds."""
-        assert self.process.stdout is not None
-        end = time.monotonic() + timeout
-        while b"\n" not in self.rest:
-            ready, _, _ = select.select([self.process.stdout], [], [], max(end - time.monotonic(), 0))
-            if not ready:
-                raise PeerFailed(f"{self.name}: no answer within {timeout:g} s")
-            more = os.read(self.process.stdout.fileno(), 65536)
-            if not more:
-                self.process.wait()
-                raise PeerFailed(f"{self.name}: ended with {self.process.returncode}; {self.last_words()}")
-            self.rest += more
-        line, _, self.rest = self.rest.partition(b"\n")
-        answer: dict[str, Any] = json.loads(line)
-        if "error" in answer:
-            raise PeerFailed(f"{self.name}: {answer['error']}")
-        return answer
-
-    def ask(self, command: str, timeout: float = 30.0) -> dict[str, Any]:
-        """Send a command and return the answer."""
-        assert self.process.stdin is not None
-        try:
-            self.process.stdin.write(command.encode() + b"\n")
-        except BrokenPipeError:
-            pass  # read() says why
-        return self.read(timeout)
-
-    @property
-    def name(self) -> str:
-        """The command without its paths."""
-        return " ".join(word.rpartition("/")[2] if word.startswith("/") else word for word in self.command)
-
-    def last_words(self) -> str:
-        """Return the end of what the process wrote to its standard error."""
-        self.errors.seek(0)
-        return self.errors.read().decode(errors="replace").strip()[-2000:] or "nothing on its standard error"
-
-    def end(self) -> None:
-        """Close its input, which ends it; kill it if that does not."""
-        for pipe in (self.process.stdin, self.process.stdout):
-            if pipe is not None:
-                pipe.close()
-        try:
-            self.process.wait(5)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-        self.errors.close()
 
 
 class Pair:
@@ -126,10 +51,6 @@ class Peers:
 
     def __init__(self, scratch: Path, spin: float | None = None, libzmq: str | None = None) -> None:
         self.scratch = scratch
-        self.environment = dict(os.environ)
-        if importlib.util.find_spec("zmqcore") is None:  # not installed, but perhaps built in place
-            paths = [str(BENCH.parent), os.environ.get("PYTHONPATH", "")]
-            self.environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
         self.spin = [] if spin is None else [f"--spin={spin}"]
         self.libzmq = libzmq or str(floor.libzmq_path())
         self.floor = floor.compiled()
@@ -155,10 +76,10 @@ class Peers:
                 self.started += 1
                 tcp, ipc = "tcp://127.0.0.1:*", f"ipc://{self.scratch}/{self.started}"
                 endpoint = tcp if transport == "tcp" else ipc
-                servers[name] = Process(self.command(name, "server", endpoint), self.environment)
+                servers[name] = Process(self.command(name, "server", endpoint))
             for name, server in servers.items():
                 endpoint = server.read()["endpoint"]
-                clients[name] = Process(self.command(name, "client", endpoint), self.environment)
+                clients[name] = Process(self.command(name, "client", endpoint))
             for client in clients.values():
                 client.read()
         except BaseException:
@@ -166,15 +87,6 @@ class Peers:
                 process.end()
             raise
         return {name: Pair(servers[name], clients[name]) for name in servers}
-
-
-def busy_seconds() -> float | None:
-    """Return the CPU seconds that all CPUs were busy or taken by the host, to 10 ms; None if unknown."""
-    stat = Path("/proc/stat")
-    if not stat.exists():
-        return None
-    ticks = [int(word) for word in stat.read_text().partition("\n")[0].split()[1:9]]
-    return (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")  # all but idle and iowait
 
 
 def wait_until_quiet(end: float) -> bool:

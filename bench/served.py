@@ -7,32 +7,17 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
-import os
-import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
 
+from peer import Target, obey_beside, say
+
 from zmqcore import AsyncServer, Node, Server
 
 
-class Target:
-    """The object whose methods are called from afar."""
-
-    def __init__(self) -> None:
-        self.handled = 0
-
-    def echo(self, payload: Any) -> Any:
-        return payload
-
-    def tick(self, _payload: Any) -> None:
-        self.handled += 1
-
-    def finish(self) -> int:
-        """Return how many ticks there were since the last time."""
-        handled, self.handled = self.handled, 0
-        return handled
+class Methods(Target):
+    """What is called from afar here only."""
 
     def count(self, n: int) -> Iterator[int]:
         yield from range(n)
@@ -48,19 +33,10 @@ class AsyncTarget:
         return payload
 
 
-def say(endpoint: str) -> None:
-    print(json.dumps({"endpoint": endpoint}), flush=True)
-
-
-def end_with_input() -> None:
-    sys.stdin.read()
-    os._exit(0)
-
-
 async def serve_coroutines(endpoint: str) -> None:
     server = AsyncServer("bench", AsyncTarget(), node=Node("memory://bench"), bind=endpoint)
     await server.start()
-    say(server.endpoints[0])
+    say(endpoint=server.endpoints[0])
     await asyncio.Event().wait()
 
 
@@ -70,14 +46,14 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--asyncio", action="store_true")
     options = parser.parse_args()
-    threading.Thread(target=end_with_input, daemon=True).start()
+    obey_beside()
     if options.asyncio:
         asyncio.run(serve_coroutines(options.endpoint))
     else:
         node = Node("memory://bench")
-        server = Server("bench", Target(), node=node, workers=options.workers, bind=options.endpoint)
+        server = Server("bench", Methods(), node=node, workers=options.workers, bind=options.endpoint)
         server.start()
-        say(server.endpoints[0])
+        say(endpoint=server.endpoints[0])
         threading.Event().wait()
 
 

@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import zmq
+from options import some_of
 
 import zmqcore
 from zmqcore import AsyncClient, Client, DeadlineExceeded, Node, Overloaded, Server, Topic
@@ -380,15 +381,10 @@ def report(samples: dict[str, list[Sample]]) -> None:
 
 def parse() -> argparse.Namespace:
     """Read the command line."""
-
-    def some_rows(text: str) -> list[str]:
-        words = [word for word in text.split(",") if word]
-        if unknown := [word for word in words if word not in MEASUREMENTS]:
-            raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: not one of {', '.join(MEASUREMENTS)}")
-        return words
-
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--rows", type=some_rows, default=list(MEASUREMENTS), help=", ".join(MEASUREMENTS))
+    parser.add_argument(
+        "--rows", type=some_of(MEASUREMENTS), default=list(MEASUREMENTS), help=", ".join(MEASUREMENTS)
+    )
     parser.add_argument("--quick", action="store_true", help="fewer calls and rounds")
     parser.add_argument("--rounds", type=int, default=5, help="of pool and compute (default 5)")
     parser.add_argument("--json", metavar="FILE", help="write everything there, too")

@@ -28,7 +28,10 @@ from typing import Any
 
 import floor
 import machine
-from processes import PeerFailed, Peers, wait_until_quiet
+from options import some_of
+from processes import Peers, wait_until_quiet
+
+from zmqcore.cli.bench.processes import PeerFailed
 
 MIB = 1 << 20
 
@@ -433,17 +436,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line; each list is checked against what there is."""
     all_tasks = [task.name for task in TASKS]
     all_peers = list(dict.fromkeys(entry.peer for task in TASKS for entry in task.entries))
-
-    def some_of(known: list[str]) -> Any:
-        def listed(text: str) -> list[str]:
-            words = [word for word in text.split(",") if word]
-            unknown = [word for word in words if word not in known]
-            if unknown:
-                raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: not one of {', '.join(known)}")
-            return words
-
-        return listed
-
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").partition("\n")[0], epilog="Commas separate the words of a list."
     )

@@ -6,19 +6,16 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-import zmq
+from inproc import TIMEOUT, Line
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from zmqcore._channel import Channel
 from zmqcore._pending import Pending
-from zmqcore._port import Port
 from zmqcore._request import Request
 from zmqcore.codec import get_codec
 from zmqcore.rpc import faults
 from zmqcore.rpc.dispatcher import Dispatcher
 from zmqcore.topic import Topic
 
-TIMEOUT = 10.0
 CODEC = get_codec("msgpack")
 
 
@@ -30,13 +27,11 @@ def fail() -> None:
     raise LookupError("no such sku")
 
 
-class Line:
-    """A client's end and a dispatcher behind a port."""
+class Dispatched(Line):
+    """With a dispatcher behind the port."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
-        self.port = Port(context, ["inproc://bench"])
-        self.channel = Channel(context, "inproc://bench")
-        assert self.channel.wait_open(TIMEOUT)
+    def __init__(self) -> None:
+        super().__init__()
         self.dispatcher = Dispatcher(Topic("bench"), {"reserve": reserve, "fail": fail}, CODEC)
         self.pending: Pending | None = None
 
@@ -62,30 +57,26 @@ class Line:
 
 
 @pytest.fixture
-def line() -> Iterator[Line]:
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    made = Line(context)
-    yield made
-    made.channel.close()
-    made.port.close()
-    context.term()
+def line() -> Iterator[Dispatched]:
+    with Dispatched() as made:
+        yield made
 
 
 @pytest.mark.benchmark(group="dispatcher")
-def test_run(benchmark: BenchmarkFixture, line: Line) -> None:
+def test_run(benchmark: BenchmarkFixture, line: Dispatched) -> None:
     benchmark.pedantic(line.dispatcher.run, setup=line.request("reserve", "sku-1", qty=2), rounds=5000)
     assert line.answer() == ["sku-1", 2]
 
 
 @pytest.mark.benchmark(group="dispatcher")
-def test_run_what_raises(benchmark: BenchmarkFixture, line: Line) -> None:
+def test_run_what_raises(benchmark: BenchmarkFixture, line: Dispatched) -> None:
     benchmark.pedantic(line.dispatcher.run, setup=line.request("fail"), rounds=1000)
     with pytest.raises(Exception, match="no such sku"):
         line.answer()
 
 
 @pytest.mark.benchmark(group="dispatcher")
-def test_refuse_what_is_not_there(benchmark: BenchmarkFixture, line: Line) -> None:
+def test_refuse_what_is_not_there(benchmark: BenchmarkFixture, line: Dispatched) -> None:
     benchmark.pedantic(line.dispatcher.run, setup=line.request("sell"), rounds=1000)
     with pytest.raises(Exception, match="has no method 'sell'"):
         line.answer()

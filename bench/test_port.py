@@ -1,30 +1,25 @@
-"""A port, in one process and one thread with a channel to it: what the compiled core costs without the system."""
+"""A port, in one process and one thread with a channel to it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import pytest
-import zmq
+from inproc import TIMEOUT, Line
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from zmqcore._channel import Channel
-from zmqcore._port import Port
 from zmqcore._request import Request
 from zmqcore._retention import Lane
 
 BODY = bytes(64)
-TIMEOUT = 10.0
 BATCH = 64
 
 
-class Line:
-    """A channel and the port at its other end."""
+class Batches(Line):
+    """BATCH messages at a time."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
-        self.port = Port(context, ["inproc://bench"])
-        self.channel = Channel(context, "inproc://bench")
-        assert self.channel.wait_open(TIMEOUT)
+    def __init__(self) -> None:
+        super().__init__()
         self.lane = Lane("inproc://bench")
 
     def receive(self) -> list[Request]:
@@ -44,17 +39,13 @@ class Line:
 
 
 @pytest.fixture
-def line() -> Iterator[Line]:
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    made = Line(context)
-    yield made
-    made.channel.close()
-    made.port.close()
-    context.term()
+def line() -> Iterator[Batches]:
+    with Batches() as made:
+        yield made
 
 
 @pytest.mark.benchmark(group="port: 64 messages")
-def test_calls(benchmark: BenchmarkFixture, line: Line) -> None:
+def test_calls(benchmark: BenchmarkFixture, line: Batches) -> None:
     """Submit, receive, reply, and take the replies."""
 
     def calls() -> int:
@@ -68,7 +59,7 @@ def test_calls(benchmark: BenchmarkFixture, line: Line) -> None:
 
 
 @pytest.mark.benchmark(group="port: 64 messages")
-def test_casts(benchmark: BenchmarkFixture, line: Line) -> None:
+def test_casts(benchmark: BenchmarkFixture, line: Batches) -> None:
     """Send, receive, and let the channel read the acknowledgements."""
 
     def casts() -> int:
@@ -81,7 +72,7 @@ def test_casts(benchmark: BenchmarkFixture, line: Line) -> None:
 
 
 @pytest.mark.benchmark(group="port: 64 messages")
-def test_receive(benchmark: BenchmarkFixture, line: Line) -> None:
+def test_receive(benchmark: BenchmarkFixture, line: Batches) -> None:
     """Only the receiving is timed."""
     requests = benchmark.pedantic(line.receive, setup=line.cast, rounds=1000)
     assert len(requests) == BATCH
@@ -89,7 +80,7 @@ def test_receive(benchmark: BenchmarkFixture, line: Line) -> None:
 
 
 @pytest.mark.benchmark(group="port: 64 messages")
-def test_accepted_casts(benchmark: BenchmarkFixture, line: Line) -> None:
+def test_accepted_casts(benchmark: BenchmarkFixture, line: Batches) -> None:
     """Send and keep, receive, finish, and let the channel drop what is acknowledged."""
 
     def casts() -> int:

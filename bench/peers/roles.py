@@ -23,17 +23,17 @@ from peer import (
     Task,
     WrongAnswer,
     addresses,
+    call_figures,
+    cast_figures,
+    connection_tasks,
     cpu_seconds,
     die_with_parent,
-    endpoint_tasks,
+    inflight_figures,
     leave,
-    measure_calls,
-    measure_casts,
     measure_inflight,
     measure_threads,
     obey,
     payload_maker,
-    percentile,
     same,
     say,
     warmup_seconds,
@@ -97,10 +97,8 @@ def _run_client(
         return measure_threads(lambda: connect(endpoints[0]).call, size, depth, seconds=seconds)
 
     tasks: dict[str, Task] = {
-        "call": lambda size, seconds, _: measure_calls(client.call, size, seconds),
         "inflight": inflight,
-        "cast": lambda size, seconds, _: measure_casts(client.cast, client.finish, size, seconds),
-        **endpoint_tasks(connect, endpoints, to_all=to_all),
+        **connection_tasks(client, connect, endpoints, to_all=to_all),
     }
     client.finish()  # connected
     say(versions=_versions(distributions))
@@ -147,16 +145,7 @@ async def measure_awaited_calls(call: AsyncCall, size: int, seconds: float) -> d
         now = clock()
         durations_ns.append(now - last)
         last = now
-    ordered = sorted(durations_ns)
-    return {
-        "calls": len(ordered),
-        "rate": len(ordered) * 1e9 / (last - begin),
-        "p50_us": percentile(ordered, 0.5),
-        "p99_us": percentile(ordered, 0.99),
-        "max_us": percentile(ordered, 1.0),
-        "total": number,
-        "cpu": cpu_seconds() - cpu,
-    }
+    return call_figures(durations_ns, len(durations_ns) * 1e9 / (last - begin), number, cpu_seconds() - cpu)
 
 
 async def measure_tasks(call: AsyncCall, size: int, seconds: float, depth: int) -> dict[str, Any]:
@@ -177,8 +166,7 @@ async def measure_tasks(call: AsyncCall, size: int, seconds: float, depth: int) 
     async with asyncio.TaskGroup() as group:
         for index in range(depth):
             group.create_task(work(index << 32))
-    elapsed = time.perf_counter_ns() - begin
-    return {"calls": calls, "rate": calls * 1e9 / elapsed, "total": calls, "cpu": cpu_seconds() - cpu}
+    return inflight_figures(calls, time.perf_counter_ns() - begin, cpu_seconds() - cpu)
 
 
 async def _finish_all(connections: Sequence[Asynchronous]) -> tuple[int, int]:
@@ -208,15 +196,7 @@ async def measure_awaited_casts(
         await asyncio.sleep(0.001)
         more, last = await _finish_all(receivers)
         handled += more
-    if handled != sent:
-        raise WrongAnswer(f"{sent} casts sent, {handled} handled")
-    return {
-        "calls": sent,
-        "rate": sent * 1e9 / (last - begin),
-        "send_rate": sent * 1e9 / (handed_over - begin),
-        "total": sent,
-        "cpu": cpu_seconds() - cpu,
-    }
+    return cast_figures(sent, handled, begin, handed_over, last, cpu_seconds() - cpu)
 
 
 class Client:

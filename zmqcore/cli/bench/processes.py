@@ -67,6 +67,11 @@ class Process:
         return self.read(timeout)
 
     @property
+    def pid(self) -> int:
+        """The id of the process."""
+        return self._process.pid
+
+    @property
     def name(self) -> str:
         """The command without its paths."""
         return " ".join(word.rpartition("/")[2] if word.startswith("/") else word for word in self.command)
