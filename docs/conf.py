@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from docutils import nodes
 from pygments.lexers.special import TextLexer
 from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
 
 import zmqcore
+
+sys.path.insert(0, str(Path(__file__).with_name("images")))
+from diagrams import picture_of
 
 project = "zmqcore"
 version = release = zmqcore.__version__
 project_copyright = "the zmqcore authors"
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx_copybutton", "sphinxcontrib.mermaid"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx_copybutton"]
 
 # The sources are the whole checkout: pages link to README.md, CHANGELOG.md, examples/ and bench/ beside docs/.
 root_doc = "docs/index"
@@ -69,6 +75,20 @@ def navigation(app: Sphinx, docname: str, source: list[str]) -> None:  # noqa: A
         source[0] += f"\n\n```{{toctree}}\n:hidden:\n:caption: {caption}\n\n{entries}\n```\n"
 
 
+class Diagram(SphinxDirective):
+    """A diagram in Mermaid, shown by its picture."""
+
+    has_content = True
+
+    def run(self) -> list[nodes.Node]:
+        page, text = Path(self.env.doc2path(self.env.docname)), "\n".join(self.content)
+        picture = picture_of(page, text)
+        if not picture.exists():
+            raise self.error("this diagram has no picture; draw it by `python docs/images/diagrams.py`")
+        self.env.note_dependency(picture)
+        return [nodes.image(uri=f"/{picture.relative_to(self.env.srcdir)}", alt=text, classes=["diagram"])]
+
+
 @cache
 def stub_of(module: str) -> dict[str, tuple[str, str]]:
     """Return the arguments and the result of each function in a compiled module's stub, by its qualified name."""
@@ -106,5 +126,6 @@ def signature_from_stub(app: Sphinx, what: str, name: str, *_: Any) -> tuple[str
 def setup(app: Sphinx) -> None:
     app.connect("autodoc-process-signature", signature_from_stub)
     app.connect("source-read", navigation)
+    app.add_directive("mermaid", Diagram)
     # What a block prints, on the pages.
     app.add_lexer("output", TextLexer)
