@@ -35,7 +35,7 @@ import zmq
 from options import some_of
 
 import zmqcore
-from zmqcore import Node, errors
+from zmqcore import Client, Node, Server, errors
 from zmqcore._pool import ChannelPool
 from zmqcore._port import Port
 from zmqcore._socket import waiters
@@ -544,6 +544,84 @@ def rough(ports: dict[str, int], options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+class Echo:
+    """What a forked child's client calls."""
+
+    def echo(self, value: int) -> int:
+        return value
+
+
+def in_child(work: Callable[[], list[float]]) -> list[float]:
+    """Return what ``work()`` returns in a forked child, and before that how long the fork took until it was there."""
+    read, write = os.pipe()
+    began = time.perf_counter()
+    pid = os.fork()
+    if not pid:
+        found = [time.perf_counter() - began]
+        try:
+            found += work()
+        finally:
+            os.write(write, json.dumps(found).encode())
+            os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as pipe:
+        told: list[float] = json.load(pipe)
+    os.waitpid(pid, 0)
+    return told
+
+
+def times(*steps: Callable[[], object]) -> list[float]:
+    """Return after how many seconds each of ``steps``, one after the other, had been done."""
+    began = time.perf_counter()
+    done = []
+    for step in steps:
+        step()
+        done.append(time.perf_counter() - began)
+    return done
+
+
+def fork(ports: dict[str, int], options: argparse.Namespace) -> dict[str, Any]:
+    """Use a parent's node and client in a forked child; beside it, bare pyzmq with a new context and socket."""
+    rounds = 30 if options.quick else 200
+    where, bare = endpoint(0, ports["live"]), endpoint(0, ports["bare"])
+
+    def with_bare_pyzmq() -> list[float]:
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        made = context.socket(zmq.DEALER)
+        made.connect(bare)
+        made.send(ANSWER)
+        made.recv()
+        return []
+
+    with (
+        Node("memory://churn") as node,
+        Node("memory://churn") as other,
+        Server("echo", Echo(), node=other, bind="tcp://127.0.0.1:*", workers=0) as served,
+        Client("echo", node=node, connect=served.endpoints[0]) as client,
+    ):
+        client.call("echo", 1)
+        call(node.pool, where)
+        by_pool, by_client, by_pyzmq = [], [], []
+        for _ in range(rounds):
+            by_pool.append(
+                in_child(lambda: times(lambda: node.pool.acquire(where), lambda: call(node.pool, where)))
+            )
+            by_client.append(in_child(lambda: times(*[lambda: client.call("echo", 1)] * 4)))
+            by_pyzmq.append(in_child(lambda: times(with_bare_pyzmq)))
+
+    def median_ms(samples: list[list[float]], step: int) -> float:
+        return statistics.median(sample[step] for sample in samples) * 1e3
+
+    return {
+        "forked_ms": median_ms(by_client, 0),
+        "channel_ms": median_ms(by_pool, 1),
+        "first_reply_of_pool_ms": median_ms(by_pool, 2),
+        "first_reply_of_client_ms": median_ms(by_client, 1),
+        "fourth_reply_of_client_ms": median_ms(by_client, 4),
+        "first_reply_of_bare_pyzmq_ms": median_ms(by_pyzmq, 1),
+    }
+
+
 MEASUREMENTS: dict[str, Callable[[dict[str, int], argparse.Namespace], dict[str, Any]]] = {
     "warm": warm,
     "many": many,
@@ -552,6 +630,7 @@ MEASUREMENTS: dict[str, Callable[[dict[str, int], argparse.Namespace], dict[str,
     "hot": hot,
     "fair": fair,
     "rough": rough,
+    "fork": fork,
 }
 
 
@@ -587,6 +666,8 @@ GOALS = (
     Goal("fair", "  longest wait / mean wait", "longest_by_mean", "≤", 3),
     Goal("rough", "10⁶ acquires, failures, expiries, timeouts: fds left over", "fds_left", "=", 0),
     Goal("rough", "  counters add up", "books", "=", 1),
+    Goal("fork", "forked child: a connected channel in hand, ms", "channel_ms", "≤", 1),
+    Goal("fork", "  reply to a client's first call, ms", "first_reply_of_client_ms", "≤", 1),
 )
 
 REPEATED = {"many", "dead", "fair"}

@@ -15,6 +15,7 @@ cdef class ChannelPool:
     cdef int64_t max_lifetime_ns, connect_timeout_ns, acquire_timeout_ns, drain_timeout_ns
     cdef set pinned
 
+    cdef int _maintain_later(self, Table table) except -1
     cdef int _pump(self) except -1
     cdef int _count_out(self, Slot slot) except -1
     cdef Channel _touch_open(self, str endpoint)

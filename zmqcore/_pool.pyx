@@ -26,8 +26,8 @@ from zmqcore._retention cimport Lane
 from zmqcore._frame cimport Envelope
 from zmqcore._socket cimport NEVER, OpenFds, deadline_after, now_ns, waiter_return
 from zmqcore._table cimport (
-    DRAIN_GRACE, EXPIRED_IDLE, LOST, POOL_CLOSED, STAGE_CLOSING, STAGE_CONNECTING, STAGE_DRAINING, STAGE_GONE,
-    STAGE_OPEN, STAYS, Slot, Table, Turn,
+    DRAIN_GRACE, EXPIRED_IDLE, LOST, MAINTAINED, POOL_CLOSED, STAGE_CLOSING, STAGE_CONNECTING, STAGE_DRAINING,
+    STAGE_GONE, STAGE_OPEN, STAYS, Slot, Table, Turn,
 )
 
 from zmqcore import errors
@@ -42,6 +42,9 @@ cdef int64_t FIRST_PROBE_AFTER = 3_000_000
 cdef int64_t FIRST_PROBE_LATEST = 50_000_000
 # How long to wait for libzmq's threads between two looks at sockets that are closing, in ns.
 cdef int64_t REAP_INTERVAL = 100_000
+# So many uses of a pool need no maintenance, if they leave nothing outstanding: to start a thread for it would take a
+# quarter of the only call of a forked child.
+cdef uint64_t UNMAINTAINED_USES = 2
 # maintain() wants to be called at least this often, in seconds: until then what is lost unused holds its place.
 cdef double LONGEST_PAUSE = 2.5
 
@@ -76,9 +79,9 @@ cdef class ChannelPool:
     ``drain_timeout``: how long a channel that is to close may wait for its acknowledgements.
     ``probe(endpoint, timeout)``: returns why an endpoint cannot be reached (``.reason``, and ``.final`` if it is of no
     use to go on trying), or None.
-    ``maintenance(pool)``: called when the first channel is opened; who is responsible then calls maintain() as it
-    says, so that expiry goes on without traffic. ``clock``: monotonic seconds, for tests; what varies by chance is the
-    same in each run then.
+    ``maintenance(pool)``: called at the third release of a channel, or when something is outstanding on one; who is
+    responsible then calls maintain() as it says, so that expiry goes on without traffic.
+    ``clock``: monotonic seconds, for tests; what varies by chance is the same in each run then.
 
     Thread-safe by its own lock. In a forked child it is empty and works; nothing of the parent's is used or closed.
     """
@@ -118,9 +121,19 @@ cdef class ChannelPool:
         _pools.add(self)
 
     def _new_table(self) -> Table:
-        return Table(
+        cdef Table table = Table(
             self.max_sockets, self.max_sockets_per_endpoint, self.idle_ttl_ns, self.max_lifetime_ns, self.pinned,
             self.clock)
+        self._maintain_later(table)
+        return table
+
+    cdef int _maintain_later(self, Table table) except -1:
+        """Have somebody call maintain(), but not for the next uses."""
+        if self.maintenance is None:
+            table.maintain_from = MAINTAINED
+        else:
+            table.maintain_from = table.n_acquired + UNMAINTAINED_USES + 1
+        return 0
 
     # -- acquire and release -----------------------------------------------------------------------------
 
@@ -182,6 +195,7 @@ cdef class ChannelPool:
         cdef Table table = slot.table
         cdef bint pump = False
         cdef bint retire = False
+        cdef bint unmaintained = False
         cdef int cause
         cdef int64_t now = table.now()
         if table is not self.table:
@@ -200,6 +214,9 @@ cdef class ChannelPool:
                     retire = True
                     table.retire(slot, cause)
                 pump = retire or len(table.queue) > 0
+        if table.maintain_from != MAINTAINED and table.wants_maintenance(slot):
+            table.maintain_from = MAINTAINED
+            unmaintained = True
         table.lock.release()
         try:
             if retire and slot.stage == STAGE_DRAINING:
@@ -207,6 +224,11 @@ cdef class ChannelPool:
         finally:
             if pump:
                 self._pump()
+        if unmaintained:
+            try:
+                self.maintenance(self)
+            except RuntimeError:
+                self._maintain_later(table)     # no thread can be started now
         return 0
 
     def call(
@@ -285,7 +307,7 @@ cdef class ChannelPool:
         # As in acquire_open().
         table.lock.acquire()
         slot = table.find(endpoint)
-        if slot is not None and slot.stage == STAGE_OPEN:
+        if slot is not None and slot.stage == STAGE_OPEN and table.maintain_from == MAINTAINED:
             table.touch(slot, now)
             table.n_acquired += 1
             table.n_reused += 1
@@ -591,7 +613,6 @@ cdef class ChannelPool:
         """Make the channel of a reserved slot."""
         cdef Channel channel
         cdef Table table = slot.table
-        cdef bint first = False
         cdef bint usable
         if table.fds is None:
             # Before the first socket: at the limit of descriptors this fails, and nothing has happened yet.
@@ -614,19 +635,12 @@ cdef class ChannelPool:
             if usable:
                 slot.channel = channel
                 slot.fd = channel.shared.fd
-                first = not table.maintained
-                table.maintained = True
                 table.wake_making(slot.endpoint)
         finally:
             table.leave()
         if not usable:
             channel.close()
             raise errors.Closed("the pool was closed while a channel was made")
-        if first and self.maintenance is not None:
-            try:
-                self.maintenance(self)
-            except RuntimeError:
-                table.maintained = False    # no thread can be started now; tried again with the next channel
         return channel
 
     def _cannot_connect(self, endpoint, exc):
@@ -750,7 +764,7 @@ cdef class ChannelPool:
         table.enter()
         try:
             if not table.total:
-                table.maintained = False
+                self._maintain_later(table)
                 return None
             if table.closing or table.draining:
                 return 0.01

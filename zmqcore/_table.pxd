@@ -29,6 +29,7 @@ cdef enum Cause:
     N_CAUSES = 10
 
 cdef int64_t DRAIN_GRACE
+cdef uint64_t MAINTAINED
 
 cdef class Slot:
     cdef Table table                # whose place it is: another one after a fork
@@ -81,7 +82,7 @@ cdef class Table:
     cdef dict failures              # endpoint -> _Failure
     cdef OpenFds fds                # None until the first channel is made
     cdef bint closed
-    cdef bint maintained            # somebody calls maintain()
+    cdef uint64_t maintain_from     # n_acquired from which on maintain() has to be called; MAINTAINED: it is
     cdef uint64_t chance            # state of the generator of jitter
     cdef uint64_t pressed_until     # n_opened up to which places count as short: somebody has waited for one
     cdef int64_t reaped_all         # when reap() has looked at all that are closing
@@ -102,6 +103,7 @@ cdef class Table:
     cdef Slot find(self, str endpoint)
     cdef int use(self, Slot slot, int64_t now) except -1
     cdef int note_use(self, Slot slot, int64_t now) except -1
+    cdef bint wants_maintenance(self, Slot slot) noexcept
     cdef int touch(self, Slot slot, int64_t now) except -1
     cdef Slot reserve(self, str endpoint)
     cdef Slot revive(self, str endpoint)

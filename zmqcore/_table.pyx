@@ -41,6 +41,7 @@ __all__ = ["CAUSES", "WAIT_BUCKETS"]
 # A draining channel is mostly clean within a round trip. For so long, in ns, it counts as a place that will be free;
 # after that the next one in line is evicted as well. Also how often the first in the queue looks after them.
 cdef int64_t DRAIN_GRACE = 20_000_000
+cdef uint64_t MAINTAINED = <uint64_t>-1
 # Backoff after a failed connection, in ns: the first pause, and the longest. Doubles with each failure.
 cdef int64_t BACKOFF_FIRST = 20_000_000
 cdef int64_t BACKOFF_MAX = 1_000_000_000
@@ -156,6 +157,10 @@ cdef class Table:
         self.lock.release()
         gc_resume(gc_was_on)
         return 0
+
+    cdef bint wants_maintenance(self, Slot slot) noexcept:
+        """Whether maintain() has to be called from now on, as ``slot`` is released."""
+        return self.n_acquired >= self.maintain_from or (slot.channel is not None and not slot.channel.is_clean())
 
     cdef double random(self) noexcept:
         """Return a number from 0 to 1 (xorshift64, Marsaglia 2003). The lock is held.

@@ -52,17 +52,14 @@ class Attendant:
     """
 
     def __init__(self) -> None:
-        self._work = _Work()
-        self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
-        self._finalizer = self._end_with_me()
+        self._begin(closed=False)
         _attendants.add(self)
 
-    def _end_with_me(self) -> weakref.finalize[[_Work], Attendant]:
-        """Have the thread end when the attendant is garbage."""
-        finalizer = weakref.finalize(self, _end, self._work)
-        finalizer.atexit = False
-        return finalizer
+    def _begin(self, *, closed: bool) -> None:
+        self._work = _Work(closed=closed)
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._finalizer: weakref.finalize[[_Work], Attendant] | None = None
 
     def attend(self, channel: Attended) -> None:
         """Look after ``channel`` until its ``attend()`` returns None."""
@@ -81,6 +78,9 @@ class Attendant:
             if self._thread is None or not self._thread.is_alive():
                 # Not alive: start() was interrupted, or there was no memory for a thread.
                 self._work.open()
+                if self._finalizer is None:
+                    self._finalizer = weakref.finalize(self, _end, self._work)
+                    self._finalizer.atexit = False
                 self._thread = threading.Thread(target=self._work.run, name="zmqcore-attendant", daemon=True)
                 self._thread.start()
             else:
@@ -97,13 +97,9 @@ class Attendant:
 
     def _after_fork_in_child(self) -> None:
         self._work.abandon()
-        closed = self._work.closed
-        self._finalizer.detach()
-        self._work = _Work()
-        self._work.closed = closed
-        self._finalizer = self._end_with_me()
-        self._lock = threading.Lock()
-        self._thread = None
+        if self._finalizer is not None:
+            self._finalizer.detach()
+        self._begin(closed=self._work.closed)
 
 
 def _end(work: _Work) -> None:
@@ -114,11 +110,11 @@ def _end(work: _Work) -> None:
 class _Work:
     """What the thread has to do. It knows nothing of the attendant, which can be collected meanwhile."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, closed: bool) -> None:
         # Changed by single operations only, which are atomic, as copy() is; the thread iterates over copies.
         self.channels: set[Attended] = set()
         self.pools: dict[weakref.ref[Maintained], float] = {}
-        self.closed = False
+        self.closed = closed
         self._wake_read = self._wake_write = -1
 
     def open(self) -> None:

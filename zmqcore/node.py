@@ -97,7 +97,7 @@ class Node:
         window_messages: int = 4096,
         window_bytes: int = 1 << 26,
     ) -> None:
-        self.identity = uuid.uuid4().hex
+        self._identity = ""  # made when first asked for
         self.host = socket.gethostname()
         self.limits = limits if limits is not None else Limits()
         self.codec = self._make_codec(codec)
@@ -130,7 +130,7 @@ class Node:
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._owned: weakref.WeakSet[Owned] = weakref.WeakSet()
         self._closed = self._flushing = False
-        self._ended = threading.Event()
+        self._ended: threading.Event | None = None  # made by close()
         _nodes.add(self)
 
     def _make_codec(self, codec: str | Codec) -> Codec:
@@ -138,6 +138,14 @@ class Node:
         if type(made) is MsgpackCodec and made.limits != self.limits:
             made = made.with_limits(self.limits)
         return made
+
+    @property
+    def identity(self) -> str:
+        """32 hexadecimal digits that no other node has; a forked child's are others than its parent's."""
+        with self._lock:
+            if not self._identity:
+                self._identity = uuid.uuid4().hex
+            return self._identity
 
     @property
     def max_message_bytes(self) -> int:
@@ -164,10 +172,8 @@ class Node:
         self.redelivery = self.redelivery.of_child()
         self.redelivery.pool = self.pool
         self._flushing = False
-        self._ended = threading.Event()
-        if self._closed:
-            self._ended.set()
-        self.identity = uuid.uuid4().hex
+        self._ended = None
+        self._identity = ""
 
     def _check(self) -> None:
         if self._closed and not self._flushing:
@@ -240,21 +246,25 @@ class Node:
         """
         with self._lock:
             first = not self._closed
-            self._closed = True
+            if first:
+                self._closed = True
+                self._ended = threading.Event()
+            ended = self._ended
         if called_back.get() or any(thing.runs_this_thread() for thing in list(self._owned)):
             if first:
                 threading.Thread(target=self._close, args=(timeout,), name="zmqcore-close").start()
         elif first:
             self._close(timeout)
-        else:
-            self._ended.wait(timeout)
+        elif ended is not None:
+            ended.wait(timeout)
 
     def _close(self, timeout: float) -> None:
         with self._lock:
             context = self._context
         # Ctrl-C during one of these must not keep the next one open.
         with contextlib.ExitStack() as stack:
-            stack.callback(self._ended.set)
+            if self._ended is not None:
+                stack.callback(self._ended.set)
             if context is not None and context is not self._given_context:
                 stack.callback(_terminate, context, _TERM_PATIENCE)
             stack.callback(self.matchmaker.close)
@@ -325,7 +335,6 @@ def _open_context(max_sockets: int) -> zmq.Context[zmq.Socket[bytes]]:
     # The default of 1023 would be a second, hidden budget. The most that libzmq can do would cost a megabyte, and a
     # third of a millisecond with the first socket.
     context.set(zmq.MAX_SOCKETS, min(max_sockets, context.get(zmq.SOCKET_LIMIT)))
-    context.socket(zmq.PAIR).close()
     return context
 
 

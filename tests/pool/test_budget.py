@@ -253,10 +253,20 @@ def test_a_maintenance_thread_that_cannot_start_costs_nothing(make_pool: MakePoo
             raise RuntimeError("can't start new thread")
 
     pool = make_pool(max_sockets=4, maintenance=maintenance)
-    for i in range(4):
+    for i in range(2):
         pool.release(pool.acquire(far.endpoint(i)))
-    assert len(asked) == 3
+    assert not asked, "for a use or two there is nothing to maintain"
+    for i in range(12):
+        pool.release(pool.acquire(far.endpoint(i % 4)))
+    assert len(asked) == 3, "not at each use: that would cost more than the thread"
     assert pool.stats()["idle"] == 4
+
+
+def test_what_is_outstanding_is_maintained_from_the_first_use_on(make_pool: MakePool, far: Far) -> None:
+    asked: list[ChannelPool] = []
+    pool = make_pool(max_sockets=4, maintenance=asked.append)
+    pool.send(far.endpoint(0), "cast", b"t", "m", b"x", None, b"", 0, PATIENCE)
+    assert asked == [pool]
 
 
 def test_at_the_limit_of_descriptors(make_pool: MakePool, far: Far) -> None:

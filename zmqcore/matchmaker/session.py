@@ -103,8 +103,8 @@ class Session:
     ``io`` before ``lock``.
 
     The thread holds only a weak reference, so that a matchmaker that nobody holds is collected, and the
-    thread ends with it. Before a fork ``io`` is taken and the backend made quiet; the child starts with fresh
-    locks, no thread, no leases, and watches that resume when first used.
+    thread ends with it. Before a fork both locks are taken and the backend made quiet; the child starts with no
+    thread, no leases, and watches that resume when first used.
     """
 
     def __init__(self, url: str, backend: Backend, clock: Callable[[], float] = time.monotonic) -> None:
@@ -117,21 +117,19 @@ class Session:
         self.groups: dict[Topic, Group] = {}
         self._failures = 0
         self._thread: threading.Thread | None = None
+        #: The thread's own. Without one nobody may touch it: in a forked child its lock may be held for ever.
+        self._wake = threading.Event()
         #: Until when, in a forked child, what the parent knew is as good as news.
         self._inheritance_ends = -math.inf
         #: When, in a forked child, the thread would first read the registry if it were started at once.
         self._first_turn = -math.inf
-        self._make_locks()
+        self.io = threading.Lock()
+        self.lock = threading.Lock()
+        self.changed = threading.Condition(self.lock)
         # For whoever forgets to close: without the session nobody uses the backend, so this needs no lock.
         weakref.finalize(self, backend.disconnect).atexit = False
         with _forking:
             _sessions.add(self)
-
-    def _make_locks(self) -> None:
-        self.io = threading.Lock()
-        self.lock = threading.Lock()
-        self.changed = threading.Condition(self.lock)
-        self.wake = threading.Event()
 
     # -- what users ask for -------------------------------------------------------------------------------
 
@@ -224,9 +222,10 @@ class Session:
             thread, self._thread = self._thread, None
             self.groups.clear()
             self.changed.notify_all()
-        self.wake.set()
-        if thread is not None and thread is not threading.current_thread():
-            thread.join()
+        if thread is not None:
+            self._wake.set()
+            if thread is not threading.current_thread():
+                thread.join()
         with self.io:
             # Only now: a register that was under way when this began has added its own.
             with self.lock:
@@ -247,7 +246,8 @@ class Session:
 
     def prod(self) -> None:
         """Let the thread look at the registry now. For backends to which changes are pushed; any thread."""
-        self.wake.set()
+        if self._thread is not None:
+            self._wake.set()
 
     # -- with io held -------------------------------------------------------------------------------------
 
@@ -263,7 +263,7 @@ class Session:
                 told = max((group.membership.epoch for group in self.groups.values()), default=0)
             if told:
                 self.backend.raise_epoch(told + 1)
-            self.wake.set()
+            self.prod()
 
     def _catch_up(self) -> None:
         """Bring every watch up to date."""
@@ -321,14 +321,14 @@ class Session:
         """Have the thread take its next turn after ``pause`` seconds."""
         with self.lock:
             if self._thread is None and not self.closed:
-                wake = self.wake
+                wake = self._wake = threading.Event()
                 ref = weakref.ref(self, lambda _: wake.set())
                 self._thread = threading.Thread(
                     target=_keep_up, args=(ref, wake, pause), name="zmqcore-matchmaker", daemon=True
                 )
                 self._thread.start()
         if not pause:
-            self.wake.set()
+            self.prod()
 
     def turn(self) -> float | None:
         """Do what is due, and return the seconds until something is again; ``None``: never."""
@@ -373,7 +373,6 @@ class Session:
     # -- fork ---------------------------------------------------------------------------------------------
 
     def start_anew_in_child(self) -> None:
-        self._make_locks()
         self._thread = None
         self._failures = 0
         if not self.stale:
@@ -450,19 +449,26 @@ def _before_fork() -> None:
     _forking.acquire()
     for session in list(_sessions):
         session.io.acquire()
+        session.lock.acquire()
         _quiet.append(session)
         session.backend.quiesce()
 
 
 def _after_fork_in_parent() -> None:
-    while _quiet:
-        _quiet.pop().io.release()
-    _forking.release()
+    _go_on()
 
 
 def _after_fork_in_child() -> None:
+    for session in _quiet:
+        session.start_anew_in_child()
+    _go_on()
+
+
+def _go_on() -> None:
     while _quiet:
-        _quiet.pop().start_anew_in_child()
+        session = _quiet.pop()
+        session.lock.release()
+        session.io.release()
     _forking.release()
 
 
