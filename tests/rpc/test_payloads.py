@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from zmqcore import Client, Node
+from zmqcore import Client, Node, Server
 from zmqcore._frame import pinned
 
 SMALL, LARGE = 100, 300_000
@@ -71,6 +71,20 @@ def test_bytes_of_all_kinds_and_sizes(client: Client, size: int, make: Callable[
     assert value == data, "the caller's object is untouched"
     if isinstance(value, bytearray):
         value.append(1)  # nobody holds an export of it any more
+
+
+class Sizes:
+    def size(self, value: Any) -> int:
+        return len(value)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_server_at_rest_holds_no_arguments(
+    serve: Callable[..., Server], connect: Callable[..., Client], until: Callable[..., None], workers: int
+) -> None:
+    serve("t", Sizes(), workers=workers)
+    assert connect("t").call("size", bytes(LARGE)) == LARGE
+    until(lambda: pinned()["received_bytes"] == 0, "the last request is freed, before another one has come")
 
 
 def test_large_results_are_read_only_views(client: Client) -> None:

@@ -144,6 +144,7 @@ class Inline(_Executor):
         while True:
             if self._dispatcher.run_each(self._rest, context):
                 return True
+            self._batch.clear()  # the next one may take long to come, and these may have large arguments
             batch = next(self._incoming, None)
             if batch is None:
                 return False
@@ -196,18 +197,18 @@ class Threads(_Executor):
         return len(self._backlog)
 
     def _loop(self) -> None:
-        request = self._take()
-        while request is not None:
+        going_on = True
+        while going_on:
             context = contextvars.Context()
-            request = context.run(self._run, request, context)
+            going_on = context.run(self._run, context)
 
-    def _run(self, request: Request | None, context: contextvars.Context) -> Request | None:
-        """Run ``request`` and what comes after it until a handler has left something in ``context``.
-
-        Return what is next; None at the end.
-        """
+    def _run(self, context: contextvars.Context) -> bool:
+        """Run what comes until the server stops, or a handler has left something in ``context``: then return True."""
         durations, run, clock = self._durations, self._dispatcher.run, time.perf_counter
-        while request is not None and not context:
+        while not context:
+            request = self._take()
+            if request is None:
+                return False
             method = request.method
             usual = durations.get(method, 1.0)
             if usual > _SLOW:
@@ -218,8 +219,10 @@ class Threads(_Executor):
             seconds = clock() - started
             if usual > _SLOW or seconds > _SLOW:
                 self._note_duration(method, seconds)
-            request = self._next() or self._take()
-        return request
+            del request  # the next one may take long to come, and this one may have large arguments
+            with self._lock:
+                self._running -= 1
+        return True
 
     def _note_duration(self, method: str, seconds: float) -> None:
         """Remember how long the method usually takes; what has always been short needs no note."""
@@ -231,14 +234,6 @@ class Threads(_Executor):
         with self._lock:
             if self._idle:
                 self._changed.notify(1 + len(self._backlog))
-
-    def _next(self) -> Request | None:
-        """After a handler: go on with what waits, or stop running handlers."""
-        with self._lock:
-            if self._backlog:
-                return self._pop()
-            self._running -= 1
-            return None
 
     def _room(self) -> int:
         return 0 if self._backlog.full else _BATCH
@@ -298,6 +293,7 @@ class Threads(_Executor):
                     self._running += 1
                     request = self._backlog.popleft()
                 self._receiving = request is None
+            batch.clear()  # those who run them keep them, and no longer than that
             for each in rejected:
                 self._dispatcher.reject(each, f"workers={self._workers} and queue_size={self._backlog.size}")
             if request is not None:
