@@ -136,3 +136,17 @@ def test_the_architecture_page_knows_every_module() -> None:
     }
     explained = {name for name in names if f"`{name}`" in text or f"`{name.partition('/')[0]}/`" in text}
     assert names - explained == {"__init__.py", "_version.py", "rpc/__init__.py"}
+
+
+def test_every_figure_of_servers_and_nodes_is_explained() -> None:
+    text = (ROOT / "docs" / "how-to" / "watch-a-server.md").read_text(encoding="utf-8")
+    mentioned = set(re.findall(r"`([\w.*]+)`", text))
+    with Node("memory://figures") as node, Server("t", {"f": print}, node=node) as server:
+        of_threads, of_node = server.stats(), node.stats()
+    of_loop = AsyncServer("t", {"f": print}, node=node).stats()
+    figures = {"port." + name for name in of_threads.pop("port")}
+    figures |= {"buffers." + name for name in of_node.pop("buffers")}
+    figures |= {"node", *of_threads, *of_loop, *of_node} - {"port", "channels", "pool"}
+    assert figures - mentioned == set()
+    # These two have tables of their own, which tests/docs/test_pool_page.py holds against the code.
+    assert {"pool.open", "channels.*.timeouts"} <= mentioned
