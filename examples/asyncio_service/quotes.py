@@ -1,6 +1,7 @@
 """A service that asks other services, all at once, and does not wait for the slowest."""
 
 import asyncio
+import contextlib
 
 import zmqcore
 from zmqcore import AsyncClient, AsyncServer
@@ -27,4 +28,5 @@ async def main():
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    with contextlib.suppress(KeyboardInterrupt):  # asyncio.run raises it after the server has drained
+        asyncio.run(main())

@@ -1,6 +1,7 @@
 """A supplier who answers after a while: ``python supplier.py NAME PRICE SECONDS``."""
 
 import asyncio
+import contextlib
 import sys
 
 from zmqcore import AsyncServer
@@ -23,4 +24,5 @@ async def main(name, price, seconds):
 
 
 if __name__ == "__main__":
-    asyncio.run(main(*sys.argv[1:]))
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(main(*sys.argv[1:]))
