@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import sys
+import threading
 import time
 from collections.abc import Awaitable, Callable
 
 import pytest
+
+from zmqcore._socket import waiters
 
 #: Far above what anything takes; this only ends a test that hangs. In seconds.
 PATIENCE = 30.0
@@ -20,6 +24,21 @@ def until(condition: Callable[[], object], what: str = "") -> None:
         if time.monotonic() > give_up:
             pytest.fail(f"has not happened in {PATIENCE:g} s: {what or condition}")
         time.sleep(0.005)
+
+
+def waiting_threads() -> int:
+    """How many threads of this process wait on a channel, and how many ports it has: each holds an eventfd."""
+    held = waiters()
+    return held["open"] - held["idle"]
+
+
+def stands_in(thread: threading.Thread | str, function: str) -> bool:
+    """Whether the thread (of that name) is in a Python function of that name, and in none that this has called."""
+    for each in threading.enumerate():
+        if thread in (each, each.name):
+            frame = sys._current_frames().get(each.ident or 0)
+            return frame is not None and frame.f_code.co_name == function
+    return False
 
 
 async def eventually(condition: Callable[[], Awaitable[object] | object], what: str = "") -> None:

@@ -151,12 +151,19 @@ class Team:
         thread.start()
         return thread
 
+    @property
+    def started(self) -> int:
+        return len(self._threads)
+
+    @property
+    def alive(self) -> int:
+        return sum(thread.is_alive() for thread in self._threads)
+
     def join(self, timeout: float = LIMIT) -> None:
         give_up = time.monotonic() + timeout
         for thread in self._threads:
             thread.join(max(0.0, give_up - time.monotonic()))
-        stuck = sum(thread.is_alive() for thread in self._threads)
-        assert not stuck, f"{stuck} of {len(self._threads)} threads hang"
+        assert not self.alive, f"{self.alive} of {self.started} threads hang"
         if self._errors:
             raise self._errors[0]
 

@@ -6,12 +6,12 @@ import itertools
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import zmq
+from waiting_support import waiting_threads
 
 from zmqcore import errors
 from zmqcore._channel import Channel
@@ -59,7 +59,7 @@ def until_closed(work: Callable[[int], object]) -> None:
 
 @pytest.mark.usefixtures("quick_switches")
 def test_close_while_threads_come_and_go(
-    start_server: Callable[..., Any], connect: Callable[..., Channel], team: Any
+    start_server: Callable[..., Any], connect: Callable[..., Channel], team: Any, until: Callable[..., None]
 ) -> None:
     server = start_server()
     for _ in range(25):
@@ -75,7 +75,7 @@ def test_close_while_threads_come_and_go(
             until_closed(cast)
 
         threads = [team.start(work) for _ in range(3)] + [team.start(post)]
-        time.sleep(0.01)
+        until(lambda channel=channel: channel.stats()["replies"] > 3 and channel.stats()["casts"] > 0, "work")
         channel.close()
         for thread in threads:
             thread.join(LONG)
@@ -89,7 +89,9 @@ def test_close_from_a_callback(start_server: Callable[..., Any], connect: Callab
         call(channel, "silent", timeout=None)
 
 
-def test_close_while_connecting(nowhere: Any, connect: Callable[..., Channel], team: Any) -> None:
+def test_close_while_connecting(
+    nowhere: Any, connect: Callable[..., Channel], team: Any, until: Callable[..., None]
+) -> None:
     channel = connect(nowhere.endpoint, open=False)
 
     def wait() -> None:
@@ -101,7 +103,7 @@ def test_close_while_connecting(nowhere: Any, connect: Callable[..., Channel], t
 
     for work in (wait, ask, wait, ask):
         team.start(work)
-    time.sleep(0.1)
+    until(lambda: waiting_threads() == 4, "all wait")
     channel.close()
     team.join()
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from waiting_support import stands_in, waiting_threads
 
 from zmqcore import errors
 from zmqcore._channel import Channel
@@ -186,7 +187,7 @@ def test_the_attendant_keeps_the_deadline(attended: tuple[Channel, Any]) -> None
 
 
 def test_the_attendant_keeps_a_deadline_that_comes_before_the_one_it_sleeps_for(
-    attended: tuple[Channel, Any],
+    attended: tuple[Channel, Any], until: Callable[..., None]
 ) -> None:
     """The server stands still, so nothing else wakes the attendant."""
     channel, server = attended
@@ -194,18 +195,20 @@ def test_the_attendant_keeps_a_deadline_that_comes_before_the_one_it_sleeps_for(
     server.pause()
     late, soon = Collector(), Collector()
     submit(channel, "silent", timeout=1000.0, callback=late)
-    time.sleep(0.2)  # it sleeps now
+    until(lambda: stands_in("zmqcore-attendant", "_wait"), "it sleeps")
     submit(channel, "silent", timeout=0.1, callback=soon)
     soon.wait()
     assert late.ended == []
 
 
-def test_the_attendant_notices_a_killed_server(attended: tuple[Channel, Any]) -> None:
+def test_the_attendant_notices_a_killed_server(
+    attended: tuple[Channel, Any], until: Callable[..., None]
+) -> None:
     channel, server = attended
     collector = Collector(3)
     for _ in range(3):
         submit(channel, "silent", timeout=None, callback=collector)
-    time.sleep(0.05)
+    until(lambda: stands_in("zmqcore-attendant", "_wait"), "it sleeps")
     server.kill()
     collector.wait()
     with pytest.raises(errors.PeerLost):
@@ -462,7 +465,7 @@ def test_cancelling_wakes_who_waits(
     team.start(wait, leads)
     until(lambda: channel.led, "a leader")
     team.start(wait, follows)
-    time.sleep(0.05)
+    until(lambda: waiting_threads() == 2, "a follower")
     assert follows.cancel()
     assert leads.cancel()
     team.join()

@@ -86,7 +86,7 @@ def test_calls_and_casts_of_many_threads_mix(
 
 
 def test_threads_share_the_channel_roughly_alike(
-    start_server: Callable[..., Any], connect: Callable[..., Channel], team: Any
+    start_server: Callable[..., Any], connect: Callable[..., Channel], team: Any, until: Callable[..., None]
 ) -> None:
     channel = connect(start_server().endpoint)
     made = [0] * 8
@@ -99,7 +99,7 @@ def test_threads_share_the_channel_roughly_alike(
 
     for mine in range(8):
         team.start(work, mine)
-    time.sleep(2.0)
+    until(lambda: sum(made) >= 8000, "many calls")
     over.set()
     team.join()
     # Without fairness a few threads would take it all; measured, the extremes differ by a few percent.

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from waiting_support import waiting_threads
 
 from zmqcore import errors
 from zmqcore._channel import Channel
@@ -130,19 +130,20 @@ def test_when_the_leader_is_interrupted_a_follower_leads(
     connect: Callable[..., Channel],
     team: Any,
     alarm: Callable[[float], None],
+    until: Callable[..., None],
 ) -> None:
     channel = connect(start_server().endpoint)
-    led = threading.Event()
 
     def follow() -> None:
-        led.wait(LONG)
-        time.sleep(0.05)
+        until(lambda: channel.led, "a leader")
         assert call(channel, "after", b"700") == b"after"
 
-    team.start(follow)
-    team.start(follow)
-    led.set()
-    alarm(0.4)
+    def interrupt() -> None:
+        until(lambda: waiting_threads() == 3, "a leader and two followers")
+        alarm(1e-6)
+
+    for work in (follow, follow, interrupt):
+        team.start(work)
     with pytest.raises(KeyboardInterrupt):
         call(channel, "silent", timeout=LONG)
     team.join()
@@ -159,9 +160,13 @@ def test_an_interrupted_follower_leaves_the_others_alone(
     def lead() -> None:
         assert call(channel, "after", b"900") == b"after"
 
+    def interrupt() -> None:
+        until(lambda: waiting_threads() == 2, "a leader and a follower")
+        alarm(1e-6)
+
     team.start(lead)
     until(lambda: channel.led, "a leader")
-    alarm(0.2)
+    team.start(interrupt)
     with pytest.raises(KeyboardInterrupt):
         call(channel, "silent", timeout=None)
     assert channel.led
@@ -200,16 +205,19 @@ def test_an_interrupt_is_not_missed_at_any_moment(
 
 def test_waiting_for_the_connection_may_be_interrupted(
     nowhere: Any, connect: Callable[..., Channel], team: Any,
-    alarm: Callable[[float], None], start_server: Callable[..., Any],
+    alarm: Callable[[float], None], start_server: Callable[..., Any], until: Callable[..., None],
 ) -> None:  # fmt: skip
     channel = connect(nowhere.endpoint, open=False)
 
     def wait() -> None:
         assert channel.wait_open(LONG)
 
-    for _ in range(3):
-        team.start(wait)
-    alarm(0.2)
+    def interrupt() -> None:
+        until(lambda: waiting_threads() == 4, "all wait")
+        alarm(1e-6)
+
+    for work in (wait, wait, wait, interrupt):
+        team.start(work)
     with pytest.raises(KeyboardInterrupt):
         channel.wait_open(LONG)
     start_server(endpoints=[nowhere.free()])
@@ -218,7 +226,7 @@ def test_waiting_for_the_connection_may_be_interrupted(
 
 def test_a_connection_wakes_everybody_who_waits_for_it(
     nowhere: Any, connect: Callable[..., Channel], team: Any,
-    start_server: Callable[..., Any],
+    start_server: Callable[..., Any], until: Callable[..., None],
 ) -> None:  # fmt: skip
     channel = connect(nowhere.endpoint, open=False)
 
@@ -231,6 +239,6 @@ def test_a_connection_wakes_everybody_who_waits_for_it(
     for number in range(4):
         team.start(wait)
         team.start(ask, number)
-    time.sleep(0.1)
+    until(lambda: waiting_threads() == 8, "all wait")
     start_server(endpoints=[nowhere.free()])
     team.join()

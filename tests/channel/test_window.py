@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import zmq
 from memory_support import peak_rss_bytes, reset_peak_rss
+from waiting_support import waiting_threads
 
 from zmqcore import errors
 from zmqcore._channel import Channel
@@ -178,9 +178,15 @@ def test_a_tiny_window_does_not_stall(
     assert (report(channel)["casts"], report(channel)["disorder"]) == (200, 0)
 
 
-def blocked(channel: Channel, waits: int, until: Callable[..., None]) -> None:
-    until(lambda: channel.stats()["window_waits"] >= waits, f"{waits} senders wait")
-    time.sleep(0.05)  # counted as waiting, and now really parked
+def acknowledged(channel: Channel) -> int:
+    stats = channel.stats()
+    return stats["casts"] - stats["window_messages"]
+
+
+def blocked(channel: Channel, team: Any, until: Callable[..., None]) -> None:
+    """Wait until all of the team, but who has given up, are parked: they wait for room."""
+    until(lambda: channel.stats()["window_waits"] >= team.started, "all wait")
+    until(lambda: waiting_threads() == team.alive, "all are parked")
 
 
 def test_blocked_senders_are_served_in_order(
@@ -191,7 +197,7 @@ def test_blocked_senders_are_served_in_order(
     cast(channel, b"second")
     for number in range(10):
         team.start(cast, channel, b"%d" % number)
-        blocked(channel, number + 1, until)
+        blocked(channel, team, until)
     peer.take(2)
     while len(peer.taken) < 12:
         peer.acknowledge()
@@ -211,12 +217,12 @@ def test_a_blocked_senders_deadline_ends_it_and_not_the_others(
             cast(channel, b"never", timeout=0.3)
 
     team.start(cast, channel, b"a")  # leads
-    blocked(channel, 1, until)
-    team.start(give_up)
-    blocked(channel, 2, until)
+    blocked(channel, team, until)
+    hasty = team.start(give_up)
+    blocked(channel, team, until)
     team.start(cast, channel, b"b")
-    blocked(channel, 3, until)
-    time.sleep(0.5)
+    blocked(channel, team, until)
+    hasty.join(LONG)
     for _ in range(3):
         peer.take(1)
         peer.acknowledge()
@@ -234,12 +240,12 @@ def test_a_leader_that_gives_up_sending_leaves_the_others_a_leader(
         with pytest.raises(errors.Overloaded):
             cast(channel, b"never", timeout=0.3)
 
-    team.start(give_up)
-    blocked(channel, 1, until)
+    leader = team.start(give_up)
+    blocked(channel, team, until)
     for number in range(3):
         team.start(cast, channel, b"%d" % number)
-    blocked(channel, 4, until)
-    time.sleep(0.5)
+    blocked(channel, team, until)
+    leader.join(LONG)
     for _ in range(4):
         peer.take(1)
         peer.acknowledge()
@@ -255,15 +261,15 @@ def test_a_large_message_waits_no_longer_than_its_turn(
     for _ in range(10):
         cast(channel, small)
     team.start(cast, channel, large)
-    blocked(channel, 1, until)
+    blocked(channel, team, until)
     for number in range(4):
         team.start(cast, channel, b"%d" % number + small)
-        blocked(channel, number + 2, until)
+        blocked(channel, team, until)
     peer.take(10)
     # Room comes bit by bit: at first enough for a small one, never at once for the large one.
     for number in range(1, 11):
         peer.acknowledge(number)
-        time.sleep(0.02)
+        until(lambda number=number: acknowledged(channel) >= number, "heard")
     after = peer.take(2)
     peer.acknowledge()
     peer.take(3)
@@ -341,9 +347,9 @@ def test_close_ends_blocked_senders(
         with pytest.raises(errors.Closed):
             cast(channel, b"", timeout=None)
 
-    for number in range(4):
+    for _ in range(4):
         team.start(work)
-        blocked(channel, number + 1, until)
+        blocked(channel, team, until)
     channel.close()
     team.join()
 
@@ -361,9 +367,9 @@ def test_a_loss_ends_blocked_senders_and_says_that_nothing_was_sent(
             cast(channel, b"me 1", timeout=None)
         assert not caught.value.executed_possible
 
-    for number in range(4):
+    for _ in range(4):
         team.start(work)
-        blocked(channel, number + 1, until)
+        blocked(channel, team, until)
     server.kill()
     team.join()
 
