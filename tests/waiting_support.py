@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import selectors
 import sys
 import threading
 import time
@@ -41,6 +42,16 @@ def stands_in(thread: threading.Thread | str, function: str) -> bool:
     return False
 
 
+class CountingSelector(selectors.DefaultSelector):
+    """Counts how often its event loop looks for what is ready: one that spins does it thousands of times a second."""
+
+    looks = 0
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        self.looks += 1
+        return super().select(timeout)
+
+
 async def eventually(condition: Callable[[], Awaitable[object] | object], what: str = "") -> None:
     """As until(), for a loop, which goes on meanwhile; the condition may be a coroutine function."""
     give_up = time.monotonic() + PATIENCE
@@ -53,3 +64,10 @@ async def eventually(condition: Callable[[], Awaitable[object] | object], what: 
         if time.monotonic() > give_up:
             pytest.fail(f"has not happened in {PATIENCE:g} s: {what or condition}")
         await asyncio.sleep(0.005)
+
+
+async def assert_idle(selector: CountingSelector) -> None:
+    """Fail if the running loop, which is the selector's, has no rest while nothing happens."""
+    before = selector.looks
+    await asyncio.sleep(0.5)
+    assert selector.looks - before < 50, "it spins"

@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
+from waiting_support import until
 
 if TYPE_CHECKING:
     import subprocess
@@ -138,7 +139,7 @@ def test_a_second_signal_ends_it_at_once(
     caller = shop.start("call", "inventory", "slow", "600", "--timeout", "600")
     wait_until_called(shop)
     process.send_signal(number)
-    time.sleep(0.5)
+    until(lambda: shop.run("members").json == [], "it takes nothing new")
     assert process.poll() is None, "it did not wait for what runs"
     process.send_signal(number)
     ran = ended(process)

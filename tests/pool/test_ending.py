@@ -104,7 +104,9 @@ if "threads" in sys.argv:
         except ZmqcoreError: pass
     for _ in range(8):
         threading.Thread(target=call, daemon=True).start()
-    time.sleep(0.2)
+    (channel,) = client._node.pool.channels()
+    while channel.stats()["outstanding_calls"] < 8:
+        time.sleep(0.001)
 """
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, Self
 
 import pytest
+from waiting_support import eventually
 
 from zmqcore import (
     AsyncClient,
@@ -189,8 +190,8 @@ def test_who_waits_for_room_when_the_server_is_lost_is_told_so(
             assert await client.call("echo", 1) == 1
             peer.freeze()
             calls = [client.submit("echo", number) for number in range(20)]
-            await asyncio.sleep(0.1)
             (channel,) = node.pool.channels()
+            await eventually(lambda: channel.stats()["outstanding_calls"] >= 3)
             sent = channel.stats()["outstanding_calls"]
             peer.kill()
             return await asyncio.gather(*calls, return_exceptions=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -134,25 +133,25 @@ def test_a_server_that_refuses_connections_is_passed_over(
         assert client.submit("who").result() == "alive"
 
 
-def test_the_client_may_be_first(peers: Callable[..., Any], node: Node, running: Running) -> None:
+def test_the_client_may_be_first(
+    peers: Callable[..., Any], node: Node, running: Running, until: Until
+) -> None:
     client = Client("t", node=node, timeout=30.0, discovery_timeout=30.0)
     waiting = running(client.call, "who")
     casting = running(client.cast, "count", "x")
-    time.sleep(0.3)
-    assert not waiting.ended
+    until(lambda: client._route._watch is not None)
     peers("t", "late")
     assert waiting.result() == "late"
     casting.result()
 
 
 def test_the_client_may_be_first_at_a_fixed_endpoint(
-    peers: Callable[..., Any], make_node: Callable[..., Node], free_port: int, running: Running
+    peers: Callable[..., Any], make_node: Callable[..., Node], free_port: int, running: Running, until: Until
 ) -> None:
     endpoint = f"tcp://127.0.0.1:{free_port}"
     client = Client("t", node=make_node(connect_timeout=30.0), timeout=30.0, connect=endpoint)
     waiting = running(client.call, "who")
-    time.sleep(0.3)
-    assert not waiting.ended
+    until(lambda: client._node.pool.stats()["connecting"] == 1)
     peers("t", "late", bind=endpoint)
     assert waiting.result() == "late"
 

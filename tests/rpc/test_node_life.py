@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import zmq
+from waiting_support import stands_in
 
 import zmqcore
 from zmqcore import Client, Closed, Node, Server
@@ -131,7 +132,13 @@ def test_close_from_a_callback(
         future = client.submit("wait")
         future.add_done_callback(close)
         driving = running(client.call, "wait") if driven else None
-        time.sleep(0.1)
+
+        def waited_for(node: Node = node, driven: bool = driven) -> bool:
+            (channel,) = node.pool.channels()
+            thread = node.attendant._thread
+            return channel.led if driven else thread is not None and stands_in(thread, "_wait")
+
+        until(waited_for)
         gate.set()
         until(lambda called=called: called, "node.close() in a callback")
         if driving is not None:
@@ -256,9 +263,13 @@ _SETUP = """
 import sys, threading, time, os
 from zmqcore import Client, Node, Server, default_node
 
+entered = threading.Event()
+
 class Work:
     def echo(self, value=None): return value
-    def sleep(self, seconds): time.sleep(seconds)
+    def sleep(self, seconds):
+        entered.set()
+        time.sleep(seconds)
 
 def everything(node):
     server = Server("t", Work(), node=node).start()
@@ -280,12 +291,13 @@ _ENDS = {
     ),
     "a thread that calls": (
         "server, client = everything(default_node())\n"
+        "called = []\n"
         "def loop():\n"
         "    try:\n"
-        "        while True: client.call('echo', 1)\n"
+        "        while True: called.append(client.call('echo', 1))\n"
         "    except Exception: pass\n"
         "for _ in range(3): threading.Thread(target=loop, daemon=True).start()\n"
-        "time.sleep(0.1)"
+        "while len(called) < 20: time.sleep(0.001)"
     ),
     "a thread that waits": (
         "server, client = everything(default_node())\n"
@@ -293,7 +305,7 @@ _ENDS = {
         "    try: client.prepare(timeout=None).call('sleep', 600.0)\n"
         "    except Exception: pass\n"
         "threading.Thread(target=wait, daemon=True).start()\n"
-        "time.sleep(0.1)"
+        "entered.wait()"
     ),
     "casts on the way": (
         "server, client = everything(default_node())\nfor _ in range(100): client.cast('echo', 'x')"

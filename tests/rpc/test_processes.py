@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -483,10 +482,10 @@ def test_what_cannot_be_started_replaces_nothing(processes: Processes, client: C
     assert servers.stop() is True
 
 
-def test_stop_ends_a_restart(processes: Processes, running: Running) -> None:
+def test_stop_ends_a_restart(processes: Processes, running: Running, until: Until) -> None:
     servers = processes(2)
     restarting = running(servers.restart)
-    time.sleep(0.1)
+    until(servers._restarting.locked)
     servers.stop()
     restarting.join()
     assert servers.running == ()

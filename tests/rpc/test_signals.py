@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,18 +24,24 @@ PATIENCE = 30.0
 
 # What each of them gets: the drain's timeout, then words that the program looks for.
 _THREADS = """
-import signal, sys, time
+import os, signal, sys, time
 from zmqcore import Server
 
 class Work:
     def echo(self, value): return value
     def sleep(self, seconds):
+        print("asleep", flush=True)
         time.sleep(seconds)
+        return "slept"
+    def sleep_until(self, path):
+        print("asleep", flush=True)
+        while not os.path.exists(path):
+            time.sleep(0.005)
         return "slept"
 
 server = Server("t", Work(), server="s")
 if "stop-in-handler" in sys.argv:
-    signal.signal(signal.SIGTERM, lambda *_: server.stop(timeout=600))
+    signal.signal(signal.SIGTERM, lambda *_: os.write(1, b"heard\\n") and server.stop(timeout=600))
 server.start()
 print("ready", flush=True)
 server.serve_forever(float(sys.argv[1]))
@@ -55,6 +60,7 @@ if "uvloop" in sys.argv:
 class Work:
     async def echo(self, value): return value
     async def sleep(self, seconds):
+        print("asleep", flush=True)
         await asyncio.sleep(seconds)
         return "slept"
 
@@ -105,8 +111,7 @@ def serving() -> Iterator[Serving]:
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": root},
         )  # fmt: skip
         made.append(process)
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
+        _said(process, "ready")
         return process
 
     yield start
@@ -120,11 +125,16 @@ def client(node: Node) -> Client:
     return Client("t", node=node, timeout=PATIENCE, discovery_timeout=0.1)
 
 
-def _called(client: Client, running: Running, seconds: float = 0.5) -> Any:
-    """Return a call that the server has and that takes a moment."""
+def _said(process: subprocess.Popen[str], word: str) -> None:
+    assert process.stdout is not None
+    assert process.stdout.readline() == f"{word}\n"
+
+
+def _called(process: subprocess.Popen[str], client: Client, running: Running, seconds: float = 0.5) -> Any:
+    """Return a call that the server runs, for a moment."""
     assert client.call("echo", 1) == 1
     sleeping = running(client.call, "sleep", seconds)
-    sleeping.thread.join(0.1)
+    _said(process, "asleep")
     return sleeping
 
 
@@ -138,7 +148,7 @@ def test_ctrl_c_drains(
     serving: Serving, client: Client, node: Node, running: Running, runtime: Path, program: tuple[str, ...]
 ) -> None:
     process = serving(*program)
-    sleeping = _called(client, running)
+    sleeping = _called(process, client, running)
     process.send_signal(signal.SIGINT)
     assert sleeping.result() == "slept"
     assert _ended(process) == (0, "served\n", "")
@@ -152,7 +162,7 @@ def test_sigterm_drains(
 ) -> None:
     """It is how service managers stop a server."""
     process = serving(*program)
-    sleeping = _called(client, running)
+    sleeping = _called(process, client, running)
     process.send_signal(signal.SIGTERM)
     assert sleeping.result() == "slept"
     code, out, err = _ended(process)
@@ -166,7 +176,7 @@ def test_a_second_sigterm_ends_it_at_once(
     serving: Serving, client: Client, running: Running, until: Until, program: tuple[str, ...]
 ) -> None:
     process = serving(*program, drain=600.0)
-    sleeping = _called(client, running, 600.0)
+    sleeping = _called(process, client, running, 600.0)
     process.send_signal(signal.SIGTERM)
     until(lambda: client.members() == ())
     assert process.poll() is None, "it does not wait for what runs"
@@ -180,7 +190,7 @@ def test_draining_has_an_end(
     serving: Serving, client: Client, running: Running, program: tuple[str, ...]
 ) -> None:
     process = serving(*program, drain=0.3)
-    sleeping = _called(client, running, 600.0)
+    sleeping = _called(process, client, running, 600.0)
     process.send_signal(signal.SIGTERM)
     code, out, _ = _ended(process)
     assert (code, out.split()[0]) == (0, "served")
@@ -188,14 +198,19 @@ def test_draining_has_an_end(
 
 
 def test_a_signal_handler_may_stop_the_server_again_and_again(
-    serving: Serving, client: Client, running: Running
+    serving: Serving, client: Client, running: Running, until: Until, tmp_path: Path
 ) -> None:
-    """The second signal interrupts the stop() of the first one, in the same thread: it must not wait for that."""
+    """Each interrupts the stop() of serve_forever(), in the same thread: it must not wait for that."""
     process = serving(_THREADS, "stop-in-handler")
-    sleeping = _called(client, running)
-    for _ in range(3):
+    heard = tmp_path / "heard"
+    sleeping = running(client.call, "sleep_until", str(heard))
+    _said(process, "asleep")
+    process.send_signal(signal.SIGTERM)
+    until(lambda: client.members() == ())
+    for _ in range(2):
         process.send_signal(signal.SIGTERM)
-        time.sleep(0.05)
+        _said(process, "heard")
+    heard.touch()
     assert sleeping.result() == "slept"
     assert _ended(process) == (0, "served\n", "")
 
@@ -206,7 +221,7 @@ def test_sigterm_stops_all_servers_of_a_loop(
 ) -> None:
     """And leaves the signal as it was."""
     process = serving(_COROUTINES, "two", loop)
-    sleeping = _called(client, running)
+    sleeping = _called(process, client, running)
     process.send_signal(signal.SIGTERM)
     assert sleeping.result() == "slept"
     assert _ended(process) == (0, "served False False True\n", "")

@@ -92,7 +92,9 @@ def test_a_channel_is_attended_until_it_has_enough(
     attendant.attend(two)
     _until(lambda: one.attended == 5 and two.attended == 3)
     assert one.threads == two.threads == {"zmqcore-attendant"}
-    time.sleep(0.02)
+    later = channel(3, 0.001)
+    attendant.attend(later)
+    _until(lambda: later.attended == 3)
     assert (one.attended, two.attended) == (5, 3)
 
 
@@ -180,7 +182,7 @@ def test_close_ends_the_thread_and_twice_is_fine(
         os.read(stranger[0], 1)
     for fd in stranger:
         os.close(fd)
-    time.sleep(0.02)
+    assert not any(thread.name == "zmqcore-attendant" for thread in threading.enumerate())
     assert one.attended <= 2
 
 
