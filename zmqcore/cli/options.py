@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import click
 
@@ -14,11 +15,15 @@ from zmqcore.cli.output import show_error
 __all__ = [
     "Command",
     "ValuesCommand",
+    "count_option",
     "exchange_option",
     "json_option",
     "matchmaker_option",
+    "seconds_option",
     "server_option",
 ]
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _NEGATIVE_NUMBER = re.compile(r"-\.?\d")
 # Put before a negative number so that click does not take it for an option. From the private use area: a word
@@ -47,6 +52,27 @@ server_option = click.option(
 exchange_option = click.option(
     "--exchange", default="", metavar="NAME", help="The exchange that the topic belongs to, if it has one."
 )
+
+
+def count_option(
+    *names: str,
+    help: str,
+    default: int | None = None,
+    least: int = 1,
+    most: int | None = None,
+    unit: str | None = None,
+) -> Callable[[_Function], _Function]:
+    """Return the option for a whole number of *unit*, from *least* to *most*."""
+    number = click.IntRange(min=least, max=most)
+    return click.option(*names, type=number, default=default, show_default=True, metavar=unit, help=help)
+
+
+def seconds_option(
+    *names: str, help: str, default: float, above_zero: bool = False, most: float | None = None
+) -> Callable[[_Function], _Function]:
+    """Return the option for a duration of 0 to *most* seconds."""
+    number = click.FloatRange(min=0, min_open=above_zero, max=most)
+    return click.option(*names, type=number, default=default, show_default=True, metavar="SECONDS", help=help)
 
 
 class Command(click.Command):

@@ -10,7 +10,7 @@ import click
 
 from zmqcore import Client, errors
 from zmqcore.cli.measure import percentile
-from zmqcore.cli.options import Command
+from zmqcore.cli.options import Command, count_option, seconds_option
 from zmqcore.cli.outcome import Exit, exit_codes_help
 from zmqcore.cli.output import error_summary
 from zmqcore.cli.servers import Servers, client_options
@@ -107,18 +107,8 @@ Examples:
 {exit_codes_help(Exit.NOBODY_THERE, Exit.PARTLY)}""",
 )
 @click.argument("topic")
-@click.option(
-    "--count", "-n", type=click.IntRange(min=1), default=4, show_default=True, help="Pings per member."
-)
-@click.option(
-    "--interval",
-    "-i",
-    type=click.FloatRange(min=0),
-    default=0.2,
-    show_default=True,
-    metavar="SECONDS",
-    help="Pause between two pings of one member.",
-)
+@count_option("--count", "-n", default=4, help="Pings per member.")
+@seconds_option("--interval", "-i", default=0.2, help="Pause between two pings of one member.")
 @client_options
 def ping(servers: Servers, count: int, interval: float) -> int:
     """Run ``zmqcore ping``."""

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from zmqcore import Client, Node, Topic
-from zmqcore.cli.options import exchange_option, json_option, matchmaker_option, server_option
+from zmqcore.cli.options import exchange_option, json_option, matchmaker_option, seconds_option, server_option
 from zmqcore.cli.outcome import Exit, hint_for
 from zmqcore.cli.output import Output, error_summary, note
 
@@ -24,13 +24,11 @@ _connect_option = click.option(
     metavar="ENDPOINT",
     help="Ask no matchmaker, talk to this address: tcp://HOST:PORT or ipc:///PATH. Repeat it for several.",
 )
-_timeout_option = click.option(
+_timeout_option = seconds_option(
     "--timeout",
     "-t",
-    type=click.FloatRange(min=0, min_open=True),
+    above_zero=True,
     default=5.0,
-    show_default=True,
-    metavar="SECONDS",
     help="How long to wait for an answer, connecting included.",
 )
 

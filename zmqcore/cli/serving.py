@@ -17,7 +17,14 @@ from typing import Any, NoReturn, Self
 import click
 
 from zmqcore import Node, Server, ServerProcesses, Topic, errors
-from zmqcore.cli.options import Command, exchange_option, json_option, matchmaker_option
+from zmqcore.cli.options import (
+    Command,
+    count_option,
+    exchange_option,
+    json_option,
+    matchmaker_option,
+    seconds_option,
+)
 from zmqcore.cli.outcome import Exit, exit_codes_help
 from zmqcore.cli.output import Output, note
 from zmqcore.endpoint import Endpoint
@@ -151,30 +158,20 @@ after the other, so that the topic is served all the time.
     metavar="ENDPOINT",
     help="Listen here: tcp://HOST:PORT (port * takes a free one), ipc:///PATH or ipc://*. Repeat it for several.",
 )
-@click.option(
+@count_option(
     "--workers",
     "-w",
-    type=click.IntRange(min=0),
+    least=0,
     default=4,
-    show_default=True,
     help="Threads that run methods; 0 runs them where they are received: fastest, for short methods.",
 )
-@click.option(
+@count_option(
     "--max-concurrency",
-    type=click.IntRange(min=1),
     default=1024,
-    show_default=True,
-    metavar="COROUTINES",
+    unit="COROUTINES",
     help="How many coroutines run at a time, if there are coroutine functions among the methods.",
 )
-@click.option(
-    "--queue-size",
-    type=click.IntRange(min=1),
-    default=1024,
-    show_default=True,
-    metavar="REQUESTS",
-    help="How many requests may wait for a worker.",
-)
+@count_option("--queue-size", default=1024, unit="REQUESTS", help="How many requests may wait for a worker.")
 @click.option(
     "--on-full",
     type=click.Choice(["wait", "reject"]),
@@ -182,20 +179,12 @@ after the other, so that the topic is served all the time.
     show_default=True,
     help="When so many wait: stop reading until there is room, or answer further calls by Overloaded at once.",
 )
-@click.option(
+@count_option(
     "--processes",
     "-p",
-    type=click.IntRange(min=1),
     help="Serve in so many processes, and start again those that die. Default: in this process.",
 )
-@click.option(
-    "--drain",
-    type=click.FloatRange(min=0),
-    default=10.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="How long the end may wait for methods that still run.",
-)
+@seconds_option("--drain", default=10.0, help="How long the end may wait for methods that still run.")
 @click.option("--verbose", "-v", count=True, help="Log to standard error; twice for more.")
 @matchmaker_option
 @json_option

@@ -16,7 +16,7 @@ from zmqcore.cli.bench.opinion import opinion, reservations
 from zmqcore.cli.bench.processes import PeerFailed
 from zmqcore.cli.bench.run import Result, Run, run_rounds
 from zmqcore.cli.interrupts import Interrupted, Interrupts
-from zmqcore.cli.options import Command, json_option
+from zmqcore.cli.options import Command, count_option, json_option, seconds_option
 from zmqcore.cli.outcome import Exit, exit_codes_help
 from zmqcore.cli.output import Output, note, show_error
 
@@ -112,22 +112,14 @@ Examples:
 
 {exit_codes_help()}""",
 )
-@click.option(
+@seconds_option(
     "--seconds",
-    type=click.FloatRange(min=0, min_open=True, max=3600),
+    above_zero=True,
+    most=3600,
     default=18.0,
-    show_default=True,
-    metavar="SECONDS",
     help="About how long it takes in all; one round is made in any case.",
 )
-@click.option(
-    "--size",
-    type=click.IntRange(min=1, max=1 << 20),
-    default=16,
-    show_default=True,
-    metavar="BYTES",
-    help="Of each payload, up to 1 MiB.",
-)
+@count_option("--size", most=1 << 20, default=16, unit="BYTES", help="Of each payload, up to 1 MiB.")
 @click.option(
     "--transport", type=click.Choice(_TRANSPORTS), help="Only over this one. Default: one after the other."
 )

@@ -24,7 +24,7 @@ from zmqcore.cli.demo.analysis import standard_library
 from zmqcore.cli.demo.report import DemoFailed, Observer, Report
 from zmqcore.cli.demo.run import run_demo
 from zmqcore.cli.interrupts import Interrupted, Interrupts
-from zmqcore.cli.options import Command, json_option
+from zmqcore.cli.options import Command, count_option, json_option
 from zmqcore.cli.outcome import Exit, exit_codes_help
 from zmqcore.cli.output import Output, note, show_error
 
@@ -164,18 +164,9 @@ Examples:
 
 {exit_codes_help(Exit.PARTLY)}""",
 )
-@click.option(
-    "--workers",
-    "-w",
-    type=click.IntRange(min=1, max=256),
-    default=4,
-    show_default=True,
-    help="Processes. One alone is not killed.",
-)
-@click.option(
-    "--in-flight", type=click.IntRange(min=1, max=1024), default=8, show_default=True, help="Calls at a time."
-)
-@click.option("--limit", "-n", type=click.IntRange(min=1), metavar="FILES", help="Stop after so many files.")
+@count_option("--workers", "-w", most=256, default=4, help="Processes. One alone is not killed.")
+@count_option("--in-flight", most=1024, default=8, help="Calls at a time.")
+@count_option("--limit", "-n", unit="FILES", help="Stop after so many files.")
 @click.option(
     "--directory",
     "-d",
