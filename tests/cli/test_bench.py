@@ -203,7 +203,7 @@ def test_no_reservations_about_many_quiet_rounds_that_agree() -> None:
 
 def test_reservations() -> None:
     (disturbed,) = reservations(run_of(called(1.0, 1.0, 1.0, 1.0), others_cpus=0.8))
-    assert "others kept 0.8 CPUs busy. Repeat" in disturbed
+    assert "others took the time of 0.8 CPUs. Repeat" in disturbed
     (few,) = reservations(run_of(called(0.5, 1.5)))
     assert "2 rounds only" in few
     (wide,) = reservations(run_of(called(1.0, 1.0, 1.0, 2.1), cast(1.0, 1.0, 1.0, 1.0)))

@@ -106,6 +106,23 @@ def test_markup_in_values_is_text() -> None:
     assert "[/i]" in stream.getvalue()
 
 
+def test_no_word_of_a_table_is_cut_in_two() -> None:
+    stream = io.StringIO()
+    output = Output(json_wanted=False, stream=stream)
+    output.console.width = 20
+    words = [
+        "server",
+        "handled",
+        "endpoints",
+        "one",
+        "17",
+        "tcp://127.0.0.1:55555",
+        "ipc:///run/user/1000/zmqcore/a.sock",
+    ]
+    output.table("t", dict.fromkeys(words[:3], "right"), [["one", "17", " ".join(words[5:])]])
+    assert set(words) <= set(stream.getvalue().split())
+
+
 def test_unpaired_surrogates_do_not_break_the_output() -> None:
     raw = io.BytesIO()
     output = Output(True, io.TextIOWrapper(raw, encoding="utf-8", write_through=True))

@@ -212,7 +212,7 @@ def _runtime_directory(add: _Add) -> dict[str, Any]:
     if stale:
         add(
             "warning",
-            f"{len(stale)} sockets of servers that are gone lie in {directory}",
+            f"the sockets of servers that are gone lie in {directory}: {len(stale)}",
             "they do no harm; to remove them: "
             "zmqcore doctor --json | jq -r '.runtime_directory.stale_sockets[]' | xargs rm",
         )

@@ -12,6 +12,7 @@ from array import array
 from collections.abc import Iterable, Mapping
 from typing import Any, TextIO
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.json import JSON
 from rich.table import Table
@@ -127,15 +128,17 @@ class Output:
 
     def table(self, title: str, columns: Mapping[str, str], rows: Iterable[list[str]]) -> None:
         """Print a table for people. *columns* maps each heading to its ``justify`` (left or right)."""
+        rows = list(rows)
         table = Table(header_style="bold", box=None, pad_edge=False, show_header=any(map(str.strip, columns)))
-        for heading, justify in columns.items():
-            # Folded, not cut: an endpoint that ends in dots is of no use.
-            table.add_column(heading, justify="right" if justify == "right" else "left", overflow="fold")
+        # No word is cut in two: where a row does not fit, the terminal goes on in the next line.
+        for (heading, justify), *cells in zip(columns.items(), *rows, strict=True):
+            longest = max(map(cell_len, " ".join([heading, *cells]).split()), default=0)
+            table.add_column(heading, justify="right" if justify == "right" else "left", min_width=longest)
         for row in rows:
             table.add_row(*(Text(cell) for cell in row))
         # Not the table's own title, which would be wrapped to its width.
         self.line(title, style="bold underline")
-        self.console.print(table)
+        self.console.print(table, crop=False)
 
 
 def _err(label: str, style: str, text: str) -> None:
