@@ -132,6 +132,25 @@ def connect(context: zmq.Context[zmq.Socket[bytes]]) -> Iterator[Callable[..., C
         channel.close()
 
 
+class Handshakes:
+    """Tells of a channel's connections without anybody looking at the channel: connect(..., configure=this.watch)."""
+
+    def watch(self, made: zmq.Socket[bytes]) -> None:
+        self.monitor = made.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED)
+
+    def wait(self) -> None:
+        """Return once there has been a further one."""
+        assert self.monitor.poll(int(LIMIT * 1000)), "never: a connection"
+        self.monitor.recv_multipart()
+
+
+@pytest.fixture
+def handshakes() -> Iterator[Handshakes]:
+    made = Handshakes()
+    yield made
+    made.monitor.close()
+
+
 class Team:
     """Threads that run together; what one of them raises, join() raises."""
 

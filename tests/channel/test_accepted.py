@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -100,19 +99,20 @@ def test_who_is_refused_when_its_turn_comes_lets_the_next_one_go(
     team.start(waiting.send, "cast", b"t", "note", b"you 1", None, b"", 1, LONG)
     channel.close()  # now the lane is barred
     start_server(endpoints=[nowhere.free()])
-    team.join(LONG / 2)
+    team.join()
     assert len(refused) + waiting.stats()["casts"] == 6
     assert waiting.stats()["casts"] >= 1
     assert len(left) == 3
 
 
 def test_a_server_that_comes_back_before_anybody_looks(
-    start_server: Callable[..., Any], connect: Callable[..., Channel]
+    start_server: Callable[..., Any], connect: Callable[..., Channel], handshakes: Any
 ) -> None:
     """What the old connection had is handed over, though its ids are below what the new server has taken."""
     left: list[Retained] = []
     first = start_server()
-    channel = connect(first.endpoint, undelivered=left.extend)
+    channel = connect(first.endpoint, undelivered=left.extend, configure=handshakes.watch)
+    handshakes.wait()
     lane = Lane(first.endpoint)
     for number in range(3):
         accept(channel, lane, number)
@@ -120,7 +120,7 @@ def test_a_server_that_comes_back_before_anybody_looks(
     assert channel.stats()["window_messages"] == 0  # taken, and not finished
     first.kill()
     start_server(endpoints=[first.endpoint])
-    time.sleep(1.5)  # nobody looks; longer than any reconnect interval
+    handshakes.wait()
     assert channel.state_name == "open"
     channel.send("cast", b"t", "note", b"me 9", None, b"", 1, LONG)
     channel.ping(LONG)

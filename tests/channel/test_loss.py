@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -92,12 +91,16 @@ def test_a_server_on_another_port_is_another_channel(
 
 
 def test_a_server_that_comes_back_before_anybody_looks_is_noticed_by_its_hello(
-    start_server: Callable[..., Any], connect: Callable[..., Channel], until: Callable[..., None]
+    start_server: Callable[..., Any],
+    connect: Callable[..., Channel],
+    handshakes: Any,
+    until: Callable[..., None],
 ) -> None:
     """libzmq reconnects by itself. The casts that went into the dead connection count as lost, an older call fails,
     and the channel goes on with the new server."""
     first = start_server()
-    channel = connect(first.endpoint)
+    channel = connect(first.endpoint, configure=handshakes.watch)
+    handshakes.wait()
     call(channel, "echo")
     instance = channel.peer_instance
     first.pause()
@@ -108,7 +111,7 @@ def test_a_server_that_comes_back_before_anybody_looks_is_noticed_by_its_hello(
     assert channel.stats()["window_messages"] == 11
     first.kill()
     start_server(endpoints=[first.endpoint])
-    time.sleep(1.5)  # nobody looks; longer than any reconnect interval
+    handshakes.wait()
     assert channel.state_name == "open"
     cast(channel, 10)
     assert call(channel, "echo", b"again") == b"again"

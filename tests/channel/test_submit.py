@@ -373,7 +373,7 @@ def test_callbacks_that_submit_the_next_request_do_not_nest_without_end(
 ) -> None:
     """A closed loop of 500 requests that each start the next one: the stack must not grow with the traffic."""
     channel, _ = attended
-    left = [20_000]
+    left = [5_000]
     deepest = 0
     over = threading.Event()
     local = threading.local()
