@@ -10,6 +10,7 @@ cdef class ChannelPool:
     cdef object __weakref__
     cdef Table table
     cdef object connect, probe, maintenance, clock
+    cdef object holders             # a WeakSet; None if there are none
     cdef readonly Py_ssize_t max_sockets, max_sockets_per_endpoint, max_waiting
     cdef double idle_ttl_ns
     cdef int64_t max_lifetime_ns, connect_timeout_ns, acquire_timeout_ns, drain_timeout_ns

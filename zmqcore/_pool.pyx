@@ -362,6 +362,21 @@ cdef class ChannelPool:
         finally:
             self.release(channel)
 
+    def add_holder(self, holder) -> None:
+        """Have ``holder.give_way()`` called whenever somebody begins to wait for a place; ``holder`` is held weakly.
+
+        It keeps channels while nothing is outstanding on them, and gives those back then. Called by any thread, outside
+        any lock. A forked child forgets the holders.
+        """
+        if self.holders is None:
+            self.holders = weakref.WeakSet()
+        self.holders.add(holder)
+
+    @property
+    def waiting(self) -> int:
+        """How many threads wait for a place."""
+        return self.table.waiting
+
     def pin(self, endpoint: str) -> None:
         """Keep the channel to ``endpoint``, once it is open, until unpin(): no eviction, no expiry.
 
@@ -568,6 +583,9 @@ cdef class ChannelPool:
         cdef bint closed = False
         cdef Slot slot = None
         try:
+            if table.waiting and self.holders is not None:
+                for holder in list(self.holders):
+                    holder.give_way()
             while not turn.awake:
                 self._pump()
                 if turn.awake:
@@ -911,6 +929,7 @@ cdef class ChannelPool:
             self.table.fds.close()      # the child's copy of the descriptor
         self.table = self._new_table()
         self.table.closed = closed
+        self.holders = None
 
 _pools = weakref.WeakSet()
 _inherited = []

@@ -768,6 +768,32 @@ def test_idle_channels_go_back_to_the_pool(serve: Serve, make: Make, gate: Gate)
     asyncio.run(main())
 
 
+def test_a_full_pool_gets_idle_channels_back_when_somebody_waits(
+    peers: Peers, make_node: Callable[..., Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One socket for two endpoints: two tasks of the loop, and a thread besides, take turns."""
+    monkeypatch.setattr(loops, "_IDLE", 3600.0)
+    endpoints = [peers("t", name).endpoints[1] for name in ("one", "two")]
+    node = make_node("memory://full", max_sockets=1)
+
+    async def main() -> None:
+        one, two = (AsyncClient("t", node=node, connect=each, timeout=PATIENCE) for each in endpoints)
+        assert await one.call("who") == "one"
+        assert await two.call("who") == "two"
+        blocking = Client("t", node=node, connect=endpoints[0], timeout=PATIENCE)
+        assert await asyncio.to_thread(blocking.call, "who") == "one"
+
+        async def several(client: AsyncClient) -> list[str]:
+            return [await client.call("who") for _ in range(10)]
+
+        assert await asyncio.gather(several(one), several(two)) == [["one"] * 10, ["two"] * 10]
+        large = b"x" * 300_000
+        assert await asyncio.gather(one.call("echo", large), two.call("echo", large)) == [large] * 2
+
+    asyncio.run(main())
+    node.close()
+
+
 def test_close_leaves_other_clients_of_the_loop_alone(serve: Serve, make: Make, gate: Gate) -> None:
     serve("t", gate)
 

@@ -29,6 +29,8 @@ __all__ = ["LoopChannels", "channels_of_running_loop"]
 
 #: A channel on which nothing has happened for this long, in seconds, goes back to the pool.
 _IDLE = 0.25
+#: While somebody waits for a place in the pool, idle channels are looked for this often, in seconds.
+_WANTED_INTERVAL = 0.005
 #: How many connections a loop opens at a time, each by a thread that waits for it.
 _CONNECTORS = 32
 #: Who waits for room in a window looks this often, in seconds, even if nothing wakes it: another thread may have taken
@@ -58,10 +60,13 @@ class LoopChannels(LoopCalls):
         self._connecting: dict[str, asyncio.Task[None]] = {}
         self._connectors = asyncio.Semaphore(_CONNECTORS)
         self._sweeper: asyncio.TimerHandle | None = None
+        self._fresh: set[Driven] = set()  # those that nobody may have had time to use
+        self._giving_way: asyncio.TimerHandle | None = None
         self._closed = False
         abandoned = weakref.finalize(loop, _abandon, self._held, self._node)
         abandoned.atexit = False
         node.own(self)
+        node.pool.add_holder(self)
 
     def drives(self, endpoint: str) -> bool:
         """Whether there is a connection to ``endpoint`` already."""
@@ -233,6 +238,7 @@ class LoopChannels(LoopCalls):
             return driven
         driven = Driven(channel, node, Turns(), Turns())
         self._all.add(driven)
+        self._fresh.add(driven)
         self._held.add(channel)
         self.by_endpoint[endpoint] = driven
         self.context.copy().run(self.loop.add_reader, driven.fd, self._look, driven)
@@ -257,6 +263,7 @@ class LoopChannels(LoopCalls):
         if driven not in self._all:
             return
         self._all.discard(driven)
+        self._fresh.discard(driven)
         if self.by_endpoint.get(channel.endpoint) is driven:
             del self.by_endpoint[channel.endpoint]
         if driven.timer is not None:
@@ -271,11 +278,37 @@ class LoopChannels(LoopCalls):
             channel.disown()
         driven.node.pool.release(channel)
 
-    def release_idle(self) -> None:
-        """Give the channels on which nothing is outstanding back to the pool at once."""
-        for driven in tuple(self._all):
+    def release_idle(self, keep: set[Driven] | frozenset[Driven] = frozenset()) -> None:
+        """Give the channels on which nothing is outstanding back to the pool at once, but for those to ``keep``."""
+        for driven in self._all - keep:
             if not driven.waiting and (driven.channel.settle() or _is_gone(driven.channel)):
                 self._let_go(driven)
+
+    def give_way(self) -> None:
+        """Somebody waits for a place in the pool. Called by any thread."""
+        try:
+            self.loop.call_soon_threadsafe(self._give_way, context=self.context)
+        except RuntimeError:
+            pass  # the loop is closed: it is about to give everything back
+
+    def _give_way(self) -> None:
+        """Give back what is idle, again and again until nobody waits for a place any more."""
+        node = self._node()
+        if node is None or self._closed or self._giving_way is not None or not node.pool.waiting:
+            return
+        # Whose server has not said what it takes may be about to be asked that.
+        silent = {driven for driven in self._all if driven.used and driven.channel.peer_instance is None}
+        self.release_idle(self._fresh | silent)
+        self._fresh.clear()
+        for driven in self._all:
+            driven.used = False
+        self._giving_way = self.loop.call_later(
+            _WANTED_INTERVAL, self._go_on_giving_way, context=self.context
+        )
+
+    def _go_on_giving_way(self) -> None:
+        self._giving_way = None
+        self._give_way()
 
     # -- the end -------------------------------------------------------------------------------------------
 
@@ -292,9 +325,10 @@ class LoopChannels(LoopCalls):
 
     def _close(self) -> None:
         self._closed = True
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-            self._sweeper = None
+        for timer in (self._sweeper, self._giving_way):
+            if timer is not None:
+                timer.cancel()
+        self._sweeper = self._giving_way = None
         for driven in tuple(self._all):
             self._let_go(driven)
 
