@@ -66,8 +66,9 @@ STOCK = textwrap.dedent(
 
 
     class Clerk:
-        async def advise(self, sku, seconds=0.0):
-            await asyncio.sleep(seconds)
+        async def advise(self, sku, after=None):
+            while after is not None and not pathlib.Path(after).exists():
+                await asyncio.sleep(0.01)
             return f"take {sku}"
 
         def plain(self):

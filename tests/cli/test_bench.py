@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
+from waiting_support import until
 
 from zmqcore.cli.bench.opinion import opinion, reservations
 from zmqcore.cli.bench.run import Result, Run
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from conftest import Ran, Shop
 
-GIVE_UP = 60.0
 TASKS = ["call", "inflight", "cast"]
 
 
@@ -29,13 +28,6 @@ def peers_of(process: subprocess.Popen[str]) -> list[int]:
     ).stdout
     rows = [line.split(None, 2) for line in listed.splitlines()]
     return [int(pid) for pid, parent, args in rows if int(parent) == process.pid and "bench.peer" in args]
-
-
-def wait_until(condition: Callable[[], Any], what: str) -> None:
-    give_up = time.monotonic() + GIVE_UP
-    while not condition():
-        assert time.monotonic() < give_up, what
-        time.sleep(0.01)
 
 
 def gone(pid: int) -> bool:
@@ -118,28 +110,28 @@ def test_interrupted(
     shop: Shop, ended: Callable[[subprocess.Popen[str]], Ran], number: signal.Signals
 ) -> None:
     process = shop.start("bench", "--seconds", "600")
-    wait_until(lambda: len(peers_of(process)) == 8, "the processes are there")
+    until(lambda: len(peers_of(process)) == 8, "the processes are there")
     peers = peers_of(process)
     os.killpg(process.pid, number)  # as a terminal sends it, to all of them
     ran = ended(process)
     assert (ran.code, ran.out) == (128 + number, "")
     assert "interrupted" in ran.err
     assert "Traceback" not in ran.err
-    wait_until(lambda: all(map(gone, peers)), "nothing outlives it")
+    until(lambda: all(map(gone, peers)), "nothing outlives it")
     assert list(shop.temporary.iterdir()) == []
 
 
 def test_killed_it_leaves_no_process(shop: Shop) -> None:
     process = shop.start("bench", "--seconds", "600")
-    wait_until(lambda: len(peers_of(process)) == 8, "the processes are there")
+    until(lambda: len(peers_of(process)) == 8, "the processes are there")
     peers = peers_of(process)
     process.kill()
-    wait_until(lambda: all(map(gone, peers)), "nothing outlives it")
+    until(lambda: all(map(gone, peers)), "nothing outlives it")
 
 
 def test_a_process_that_dies(shop: Shop, ended: Callable[[subprocess.Popen[str]], Ran]) -> None:
     process = shop.start("bench", "--seconds", "600")
-    wait_until(lambda: len(peers_of(process)) == 8, "the processes are there")
+    until(lambda: len(peers_of(process)) == 8, "the processes are there")
     peers = peers_of(process)
     os.kill(peers[-1], signal.SIGKILL)
     ran = ended(process)
@@ -147,7 +139,7 @@ def test_a_process_that_dies(shop: Shop, ended: Callable[[subprocess.Popen[str]]
     assert "bench.peer" in ran.err
     assert "zmqcore doctor" in ran.err
     assert "Traceback" not in ran.err
-    wait_until(lambda: all(map(gone, peers)), "the others have ended, too")
+    until(lambda: all(map(gone, peers)), "the others have ended, too")
 
 
 # -- what it says of the figures ------------------------------------------------------------------------------

@@ -6,18 +6,16 @@ import json
 import os
 import signal
 import subprocess
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
+from waiting_support import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from conftest import Ran, Shop
-
-GIVE_UP = 60.0
 
 
 def children_of(process: subprocess.Popen[str]) -> list[int]:
@@ -36,13 +34,6 @@ def gone(pid: int) -> bool:
         return True
     shown = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False)
     return shown.stdout.strip()[:1] in ("", "Z")
-
-
-def wait_until(condition: Callable[[], Any], what: str) -> None:
-    give_up = time.monotonic() + GIVE_UP
-    while not condition():
-        assert time.monotonic() < give_up, what
-        time.sleep(0.01)
 
 
 def assert_nothing_left(shop: Shop) -> None:
@@ -203,38 +194,38 @@ def test_a_signal_leaves_nothing_behind(
 ) -> None:
     """Once while the processes are being started and once when all are there."""
     demo = shop.start("demo", "--json")
-    wait_until(lambda: len(children_of(demo)) >= processes or demo.poll() is not None, "no workers")
+    until(lambda: len(children_of(demo)) >= processes or demo.poll() is not None, "no workers")
     children = children_of(demo)
     demo.send_signal(number)
     ran = ended(demo)
     assert (ran.code, ran.out) == (128 + number, "")
     assert "Traceback" not in ran.err
-    wait_until(lambda: all(gone(pid) for pid in children), "processes are left")
+    until(lambda: all(gone(pid) for pid in children), "processes are left")
     assert_nothing_left(shop)
 
 
 def test_a_signal_while_it_analyses(shop: Shop, ended: Callable[[subprocess.Popen[str]], Ran]) -> None:
     demo = shop.start("demo", "--json")
-    wait_until(lambda: len(children_of(demo)) == 5, "no workers")
+    until(lambda: len(children_of(demo)) == 5, "no workers")
     children = children_of(demo)
     # The worker is killed half way, so there are four left: calls are certainly in flight.
-    wait_until(lambda: len(children_of(demo)) == 4 or demo.poll() is not None, "no worker was killed")
+    until(lambda: len(children_of(demo)) == 4 or demo.poll() is not None, "no worker was killed")
     # To the whole group, as a terminal does.
     os.killpg(demo.pid, signal.SIGINT)
     ran = ended(demo)
     assert ran.code == 130, ran.err
     assert "Traceback" not in ran.err
-    wait_until(lambda: all(gone(pid) for pid in children), "processes are left")
+    until(lambda: all(gone(pid) for pid in children), "processes are left")
     assert_nothing_left(shop)
 
 
 def test_no_process_outlives_a_killed_demo(shop: Shop) -> None:
     demo = shop.start("demo", "--json")
-    wait_until(lambda: len(children_of(demo)) == 5, "no workers")
+    until(lambda: len(children_of(demo)) == 5, "no workers")
     children = children_of(demo)
     demo.kill()
     demo.wait()
-    wait_until(lambda: all(gone(pid) for pid in children), "processes are left")
+    until(lambda: all(gone(pid) for pid in children), "processes are left")
 
 
 def test_the_current_directory_is_not_imported_from(shop: Shop) -> None:

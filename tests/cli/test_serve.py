@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,17 +15,12 @@ if TYPE_CHECKING:
 
     from conftest import Ran, Shop
 
-GIVE_UP = 60.0
-
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
 
 
-def wait_until_called(shop: Shop, topic: str = "inventory") -> None:
+def wait_until_called(shop: Shop) -> None:
     """Return once a method of the server runs: it writes a note when it begins."""
-    give_up = time.monotonic() + GIVE_UP
-    while not shop.directory.joinpath("began").exists():
-        assert time.monotonic() < give_up, f"nobody called {topic}"
-        time.sleep(0.02)
+    until(shop.directory.joinpath("began").exists, "nobody has called")
 
 
 SLOW = """
@@ -76,16 +70,17 @@ def test_any_number_of_workers(shop: Shop, workers: str) -> None:
 
 def test_coroutine_functions(shop: Shop, ended: Callable[[subprocess.Popen[str]], Ran]) -> None:
     """All methods run on an event loop then; it drains as threads do."""
-    process, announced = shop.serve("stock:Clerk", "--server", "clerk")
+    process, announced = shop.serve("stock:Clerk", "--server", "clerk", "--drain", "600")
     assert announced["server"] == "clerk"
     assert shop.run("call", "inventory", "advise", "apple").json == "take apple"
     assert shop.run("call", "inventory", "plain").json == "plain"
     assert shop.run("call", "inventory", "zmqcore.stats").json["tasks"] == 0
-    caller = shop.start("call", "inventory", "advise", "pear", "1.5", "--timeout", "30")
-    give_up = time.monotonic() + GIVE_UP
-    while shop.run("call", "inventory", "zmqcore.stats").json["tasks"] == 0:
-        assert time.monotonic() < give_up
+    ripe = shop.directory / "ripe"
+    caller = shop.start("call", "inventory", "advise", "pear", str(ripe), "--timeout", "600")
+    until(lambda: shop.run("call", "inventory", "zmqcore.stats").json["tasks"] == 1, "it is asked")
     process.send_signal(signal.SIGTERM)
+    until(lambda: shop.run("members").json == [], "it takes nothing new")
+    ripe.touch()
     assert ended(caller).json == "take pear"
     ran = ended(process)
     assert (ran.code, ran.err) == (0, "")
@@ -184,9 +179,7 @@ def test_text_for_people_names_the_addresses(
     shop: Shop, ended: Callable[[subprocess.Popen[str]], Ran]
 ) -> None:
     process = shop.start("serve", "stock:Stock", "--topic", "inventory", "--no-json")
-    give_up = time.monotonic() + GIVE_UP
-    while not shop.run("members").json:
-        assert time.monotonic() < give_up
+    until(lambda: shop.run("members").json, "it is registered")
     [member] = shop.run("members").json
     os.kill(process.pid, signal.SIGINT)
     ran = ended(process)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from typing import TYPE_CHECKING
 
 import pytest
+from waiting_support import until
 
 if TYPE_CHECKING:
     import subprocess
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from conftest import Ran, Shop
 
     Ended = Callable[["subprocess.Popen[str]"], Ran]
-
-GIVE_UP = 60.0
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
 
@@ -37,13 +35,6 @@ def pid():
 @pytest.fixture(autouse=True)
 def late(shop: Shop) -> None:
     shop.directory.joinpath("late.py").write_text(SLOW, encoding="utf-8")
-
-
-def until(condition: Callable[[], object]) -> None:
-    give_up = time.monotonic() + GIVE_UP
-    while not condition():
-        assert time.monotonic() < give_up
-        time.sleep(0.02)
 
 
 def registered(shop: Shop) -> list[int]:

@@ -62,6 +62,30 @@ class Running:
         return self.outcome
 
 
+@pytest.fixture
+def start_program() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """``start_program(source, *words)`` runs Python in a process of its own, and waits until it says "ready"."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(source: str, *words: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-c", source, *words],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": str(_ROOT)},
+        )
+        started.append(process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate(timeout=PATIENCE)
+
+
 class Peer:
     """A process with a server (see peer.py)."""
 

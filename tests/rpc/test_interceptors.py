@@ -63,29 +63,28 @@ class Trail:
     def __init__(self) -> None:
         self.steps: list[str] = []
 
+    @contextlib.contextmanager
+    def _passing(self, name: str, operation: Operation) -> Iterator[None]:
+        self.steps.append(f"{name} {operation.kind} {operation.method}")
+        try:
+            yield
+        except Exception as exc:
+            self.steps.append(f"{name} {type(exc).__name__}")
+            raise
+        finally:
+            self.steps.append(f"{name} out")
+
     def named(self, name: str) -> Callable[[Operation, Proceed], Any]:
         def interceptor(operation: Operation, proceed: Proceed) -> Any:
-            self.steps.append(f"{name} {operation.kind} {operation.method}")
-            try:
+            with self._passing(name, operation):
                 return proceed(operation)
-            except Exception as exc:
-                self.steps.append(f"{name} {type(exc).__name__}")
-                raise
-            finally:
-                self.steps.append(f"{name} out")
 
         return interceptor
 
     def named_async(self, name: str) -> Callable[[Operation, Proceed], Any]:
         async def interceptor(operation: Operation, proceed: Proceed) -> Any:
-            self.steps.append(f"{name} {operation.kind} {operation.method}")
-            try:
+            with self._passing(name, operation):
                 return await proceed(operation)
-            except Exception as exc:
-                self.steps.append(f"{name} {type(exc).__name__}")
-                raise
-            finally:
-                self.steps.append(f"{name} out")
 
         return interceptor
 

@@ -8,7 +8,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -17,7 +16,6 @@ from typing import Any
 
 import pytest
 
-import zmqcore
 from zmqcore import AsyncClient, Client, InvalidEndpoint, Node, Overloaded, PeerLost, ServerProcesses
 from zmqcore.rpc.processes import restart_delay
 from zmqcore.rpc.target import NotServable
@@ -307,25 +305,15 @@ print("served", finished, flush=True)
 
 
 @pytest.fixture
-def parent(module: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+def parent(
+    module: Path, start_program: Callable[..., subprocess.Popen[str]]
+) -> Callable[..., subprocess.Popen[str]]:
     """``parent(drain)`` starts a process that starts two."""
-    made: list[subprocess.Popen[str]] = []
 
     def start(drain: float = PATIENCE, *words: str) -> subprocess.Popen[str]:
-        root = str(Path(zmqcore.__file__).parent.parent)
-        process = subprocess.Popen(
-            [sys.executable, "-c", _PARENT, str(module), str(drain), *words],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": root},
-        )  # fmt: skip
-        made.append(process)
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        return process
+        return start_program(_PARENT, str(module), str(drain), *words)
 
-    yield start
-    for process in made:
-        process.kill()
-        process.communicate(timeout=PATIENCE)
+    return start
 
 
 def test_when_the_parent_dies_the_others_drain_and_end(

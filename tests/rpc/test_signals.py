@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import signal
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import zmqcore
 from zmqcore import Client, Node, NoSuchTopic, PeerLost
 
 Serving = Callable[..., "subprocess.Popen[str]"]
@@ -100,24 +97,13 @@ LOOPS = pytest.mark.parametrize("loop", ["asyncio", pytest.param("uvloop", marks
 
 
 @pytest.fixture
-def serving() -> Iterator[Serving]:
+def serving(start_program: Serving) -> Serving:
     """``serving(program, *words, drain=…)`` starts it and waits until it serves."""
-    made: list[subprocess.Popen[str]] = []
 
-    def start(program: tuple[str, ...], *words: str, drain: float = PATIENCE) -> subprocess.Popen[str]:
-        root = str(Path(zmqcore.__file__).parent.parent)
-        process = subprocess.Popen(
-            [sys.executable, "-c", program, str(drain), *words],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": root},
-        )  # fmt: skip
-        made.append(process)
-        _said(process, "ready")
-        return process
+    def start(program: str, *words: str, drain: float = PATIENCE) -> subprocess.Popen[str]:
+        return start_program(program, str(drain), *words)
 
-    yield start
-    for process in made:
-        process.kill()
-        process.communicate()
+    return start
 
 
 @pytest.fixture
