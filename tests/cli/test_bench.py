@@ -195,7 +195,7 @@ def test_no_reservations_about_many_quiet_rounds_that_agree() -> None:
 
 def test_reservations() -> None:
     (disturbed,) = reservations(run_of(called(1.0, 1.0, 1.0, 1.0), others_cpus=0.8))
-    assert "others took the time of 0.8 CPUs. Repeat" in disturbed
+    assert "others used 0.8 s of CPU time each second. Repeat" in disturbed
     (few,) = reservations(run_of(called(0.5, 1.5)))
     assert "2 rounds only" in few
     (wide,) = reservations(run_of(called(1.0, 1.0, 1.0, 2.1), cast(1.0, 1.0, 1.0, 1.0)))
