@@ -15,11 +15,7 @@ __all__ = ["members"]
 
 def _registered(registry: Matchmaker, topic: Topic | None) -> list[Member]:
     topics = registry.topics() if topic is None else [topic]
-    # Topics of different servers have the same members when asked for as a group.
-    groups = dict.fromkeys(
-        each if each.server is not None and topic is not None else each.group for each in topics
-    )
-    return [member for group in groups for member in registry.members(group).members]
+    return [member for each in topics for member in registry.members(each).members]
 
 
 def _row(member: Member) -> list[str]:

@@ -60,7 +60,8 @@ class ServerProcesses:
 
     ``target``: ``"MODULE:OBJECT"``, which each process imports: an object, a class (made without arguments), a
     function, or, without OBJECT, a module. ``processes``: default, the number of CPUs. ``matchmaker``: a URL; default,
-    that of the default node. ``server``: the processes are named ``server-1``, ``server-2``, …; default ``host:pid``.
+    that of the default node. ``server``: the processes are named ``server-1``, ``server-2``, …; default, the
+    topic's, or ``host:pid``.
     ``bind``: each process listens there, so the port must be ``*``. ``drain_timeout``: how long, in seconds, a process
     drains that gets SIGTERM by itself, or whose parent has died. ``log_level``: if given, each process logs to standard
     error from this level on. The other options are those of these servers.

@@ -29,12 +29,12 @@ _LEAVE = 1.0
 class Server(Service):
     """Serve ``endpoints`` (objects, modules, or mappings of names to callables) under ``topic``.
 
-    ``node``: default, the process's. ``server``: this server's name, by which one can address it alone; default
-    ``host:pid``. ``workers=0`` runs handlers on the receiving thread (fastest; for short handlers that call nobody
-    who calls back), ``workers=N`` on N threads: that many run at a time. ``queue_size``: how many requests may wait for
-    a worker. Beyond that, ``on_full``: with ``"wait"`` the server stops reading and its clients' windows fill; with
-    ``"reject"`` further calls are answered by Overloaded at once, and clients try another member. ``bind``: where to
-    listen, e.g. ``"tcp://0.0.0.0:5555"``, or several. ``lease``: how long, in seconds, the matchmaker keeps a server
+    ``node``: default, the process's. ``server``: this server's name, by which one can address it alone; default, the
+    topic's, or ``host:pid``. ``workers=0`` runs handlers on the receiving thread (fastest; for short handlers that call
+    nobody who calls back), ``workers=N`` on N threads: that many run at a time. ``queue_size``: how many requests may
+    wait for a worker. Beyond that, ``on_full``: with ``"wait"`` the server stops reading and its clients' windows fill;
+    with ``"reject"`` further calls are answered by Overloaded at once, and clients try another member. ``bind``: where
+    to listen, e.g. ``"tcp://0.0.0.0:5555"``, or several. ``lease``: how long, in seconds, the matchmaker keeps a server
     that has died without a word. ``interceptors``: called around each request, the first outermost; see
     :class:`Operation`.
 
