@@ -70,7 +70,8 @@ class AsyncClient(BaseClient):
                 return faults.outcome(envelope, self._codec, endpoint, channels.stream)
             except Refused as exc:
                 search = self._search(deadline)
-                search.failed(target, exc)
+                if not search.goes_on(target, exc):
+                    raise
         else:
             search = self._search(deadline)
         if self.hedge_after is not None:
@@ -154,7 +155,7 @@ class AsyncClient(BaseClient):
                         outcome, self._codec, target.endpoint, channels.stream
                     )
                 except errors.ZmqcoreError as exc:
-                    gathered.errors[target.member] = exc
+                    gathered.errors[target.member] = exc.with_traceback(None)  # which refers to ``gathered``
         return gathered
 
     def submit(self, method: str, /, *args: Any, **kwargs: Any) -> asyncio.Task[Any]:
@@ -233,7 +234,8 @@ class AsyncClient(BaseClient):
                 try:
                     return await self._ask(channels, target, operate, search.deadline)
                 except Refused as exc:
-                    search.failed(target, exc)
+                    if not search.goes_on(target, exc):
+                        raise
             elif search.failure is None:
                 await self._members(search.deadline)
             else:

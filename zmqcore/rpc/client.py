@@ -76,7 +76,8 @@ class Client(BaseClient):
                 return self._call(target, *request, self.timeout)
             except Refused as exc:
                 search = self._search(deadlines.tighten(self.timeout, started))
-                search.failed(target, exc)
+                if not search.goes_on(target, exc):
+                    raise
         else:
             search = self._search(deadlines.tighten(self.timeout, started))
         if self.hedge_after is not None:
@@ -196,12 +197,12 @@ class Client(BaseClient):
                 try:
                     envelope = pending.envelope()
                 except errors.ZmqcoreError as exc:
-                    gathered.missing[target.member] = exc
+                    gathered.missing[target.member] = exc.with_traceback(None)
                     continue
                 try:
                     gathered.results[target.member] = faults.outcome(envelope, self._codec, target.endpoint)
                 except errors.ZmqcoreError as exc:
-                    gathered.errors[target.member] = exc
+                    gathered.errors[target.member] = exc.with_traceback(None)  # which refers to ``gathered``
         finally:
             for _, pending in started:
                 pending.cancel()
@@ -226,7 +227,7 @@ class Client(BaseClient):
             except (errors.PayloadTooLarge, errors.BadArguments, errors.Closed):
                 raise  # the same for everybody
             except errors.ZmqcoreError as exc:
-                return exc
+                return exc.with_traceback(None)  # which refers to the message
 
         cold: list[Target] = []
         for target in self._route.targets(membership):

@@ -9,6 +9,7 @@ import time
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING
 from typing import Any
 
+from zmqcore import errors
 from zmqcore._pending import Pending
 from zmqcore.codec import Codec
 from zmqcore.node import called_back
@@ -130,6 +131,9 @@ class CallFuture(concurrent.futures.Future[Any]):
         error: BaseException | None = None
         try:
             result = faults.outcome(self._pending.envelope(), self._codec, self._endpoint)
+        except errors.ZmqcoreError as exc:
+            # Without its traceback: that refers to this future, and would keep it, and what its caller holds, alive.
+            error = exc.with_traceback(None)
         except BaseException as exc:  # noqa: BLE001  (whatever it is, it belongs to who waits)
             error = exc
         self._outcome = outcome = self._pending.keep((result, error))

@@ -111,14 +111,16 @@ class Search:
         self._budget = budget
         self._idempotent = idempotent
 
-    def failed(self, target: Target, exc: errors.Unreachable | errors.PeerLost | errors.Overloaded) -> None:
-        """``target`` has not answered the request: raise ``exc`` unless another one may be tried."""
+    def goes_on(self, target: Target, exc: errors.Unreachable | errors.PeerLost | errors.Overloaded) -> bool:
+        """``target`` has not answered the request, because of ``exc``: return whether another one may be tried."""
         lost = isinstance(exc, errors.PeerLost) and exc.executed_possible
         self._was_sent = lost or isinstance(exc, errors.Overloaded)
         if (lost and not self._idempotent) or (self._was_sent and not self._may_send_again()):
-            raise exc
-        self.failure = exc
+            return False
+        # Without its traceback: that refers to the message, and by way of the caller's frame to this search.
+        self.failure = exc.with_traceback(None)
         self.tried = (*self.tried, target)
+        return True
 
     def _may_send_again(self) -> bool:
         self._retries += 1
@@ -141,6 +143,10 @@ class Search:
             until = self._until if self.deadline is None else min(self._until, self.deadline)
             pause, self._pause = self._pause, min(2 * self._pause, _PAUSE_MAX)
         if until is not None and now + pause > until:
-            raise self.failure
+            failure, self.failure = self.failure, None
+            try:
+                raise failure
+            finally:
+                del failure  # its traceback refers to this frame
         self.tried = ()
         return pause

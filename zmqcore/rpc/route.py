@@ -130,9 +130,8 @@ class Route:
                     result = operate(target, *arguments, check_time(deadline))
                 except BaseException as exc:
                     self.failed(target, exc)
-                    if not isinstance(exc, Refused):
+                    if not isinstance(exc, Refused) or not search.goes_on(target, exc):
                         raise
-                    search.failed(target, exc)
                 else:
                     self.answered(target)
                     return result, target
