@@ -11,7 +11,7 @@ from zmqcore import errors
 from zmqcore._channel import Channel
 from zmqcore._retention import Lane, Retained
 
-LONG = 20.0
+LONG = 60.0
 
 
 def accept(channel: Channel, lane: Lane, number: int, timeout: float | None = LONG) -> int:
