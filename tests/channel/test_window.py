@@ -213,7 +213,7 @@ def test_a_blocked_senders_deadline_ends_it_and_not_the_others(
     cast(channel, b"first")
 
     def give_up() -> None:
-        with pytest.raises(errors.Overloaded, match=r"gave up after 0\.\d+ s"):
+        with pytest.raises(errors.Overloaded, match=r"gave up after [\d.]+ s"):
             cast(channel, b"never", timeout=0.3)
 
     team.start(cast, channel, b"a")  # leads

@@ -171,22 +171,21 @@ def test_who_gave_up_never_gets_a_channel(make_pool: MakePool, far: Far) -> None
 
 
 def test_64_threads_at_cap_4(make_pool: MakePool, far: Far) -> None:
-    """Nobody fails, and nobody waits much longer than all others."""
+    """All get one in the end."""
     pool = make_pool(max_sockets=4)
-    waits: list[float] = []
+    served: list[int] = []
     errors: list[BaseException] = []
     start = threading.Barrier(64)
 
     def work(k: int) -> None:
         start.wait()
         for _ in range(6):
-            before = time.perf_counter()
             try:
                 channel = pool.acquire(far.endpoint(k), PATIENCE)
             except ZmqcoreError as exc:
                 errors.append(exc)
                 return
-            waits.append(time.perf_counter() - before)
+            served.append(k)
             call(channel)
             pool.release(channel)
 
@@ -196,7 +195,7 @@ def test_64_threads_at_cap_4(make_pool: MakePool, far: Far) -> None:
     for thread in threads:
         thread.join()
     assert not errors
-    assert len(waits) == 64 * 6
+    assert len(served) == 64 * 6
     adds_up(pool.stats())
 
 
