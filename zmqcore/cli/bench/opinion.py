@@ -54,7 +54,8 @@ def reservations(run: Run) -> list[str]:
     doubts = []
     if run.others_cpus is not None and run.others_cpus > QUIET_CPUS:
         doubts.append(
-            f"the machine was disturbed: others used {run.others_cpus:.2g} s of CPU time each second. Repeat when it is quiet"
+            f"the machine was disturbed: others used {run.others_cpus:.2g} s of CPU time each second. "
+            "Repeat when it is quiet"
         )
     if run.rounds < _FEW_ROUNDS:
         doubts.append(
