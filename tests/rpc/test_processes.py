@@ -229,9 +229,17 @@ def test_each_takes_a_port_of_its_own(processes: Processes) -> None:
     assert len(set(endpoints)) == 4
 
 
-def test_there_must_be_one() -> None:
-    with pytest.raises(ValueError, match="processes is 0"):
-        ServerProcesses("t", "zmqcore_test_work:Work", processes=0)
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"processes": 0}, "processes is 0"),
+        ({"queue_size": 0}, "queue_size is 0"),
+        ({"on_full": "drop"}, "on_full is 'drop'"),
+    ],
+)
+def test_options_are_checked_before_anything_is_started(options: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        ServerProcesses("t", "zmqcore_test_work:Work", **options)
 
 
 # -- dying ---------------------------------------------------------------------------------------------------

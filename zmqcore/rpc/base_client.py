@@ -75,9 +75,13 @@ class BaseClient:
         return partial(self._pool.accept_now, self._route.lanes.by_endpoint)
 
     def _check_options(self) -> None:
-        """Raise ValueError for what no client can do."""
+        """Raise ValueError or TypeError for what no client can do."""
         if self.timeout is not None and not self.timeout > 0:
             raise ValueError(f"timeout is {self.timeout!r} s; it must be above 0, or None for no limit")
+        if not self.discovery_timeout >= 0:
+            raise ValueError(f"discovery_timeout is {self.discovery_timeout!r} s; it must not be negative")
+        if self.retry is not None and not isinstance(self.retry, Retry):
+            raise TypeError(f"retry is {self.retry!r}; it must be a Retry, as Retry(attempts=3), or None")
         if self.delivery not in ("sent", "accepted"):
             raise ValueError(f"delivery is {self.delivery!r}; it is 'sent' or 'accepted'")
         if self.hedge_after is not None:

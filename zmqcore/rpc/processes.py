@@ -21,7 +21,7 @@ from typing import Any, Self
 from zmqcore import errors
 from zmqcore.endpoint import Endpoint
 from zmqcore.rpc import sigterm
-from zmqcore.rpc.backlog import OnFull
+from zmqcore.rpc.backlog import OnFull, check_queue
 from zmqcore.rpc.forked import renew_in_child
 from zmqcore.rpc.target import NotServable
 from zmqcore.topic import Topic
@@ -93,6 +93,7 @@ class ServerProcesses:
         self.processes = (os.cpu_count() or 1) if processes is None else processes
         if self.processes < 1:
             raise ValueError(f"processes is {processes}; it must be at least 1")
+        check_queue(queue_size, on_full)
         if isinstance(bind, str):
             bind = (bind,)
         _check_bind(bind or ())
