@@ -40,7 +40,8 @@ LAYERS: dict[str, list[str]] = {
     "_request": [*SOCKET, "_duplicates"],
     "_port": [*SOCKET, "_duplicates", "_request"],
     "_table": [*CHANNEL],
-    "_pool": [*CHANNEL, "_table"],
+    "_lifecycle": [*CHANNEL, "_table"],
+    "_pool": [*CHANNEL, "_table", "_lifecycle"],
     # value types, and what knows nothing of sockets
     "_msgpack": [],
     "_encoder": [*BASE, "_msgpack"],
@@ -69,7 +70,7 @@ LAYERS["oslo"] = BELOW
 LAYERS["cli"] = [*BELOW, "router"]
 
 CORE = ["_libzmq", "_frame", "_socket", "_led_socket", "_deadlines", "_pending", "_retention", "_channel"]
-CORE += ["_table", "_pool"]
+CORE += ["_table", "_lifecycle", "_pool"]
 CORE += ["_duplicates", "_request", "_port"]
 CODEC = ["_msgpack", "_encoder", "_decoder", "_body"]
 COMPILED = [*CORE, "_loop", *CODEC]

@@ -67,7 +67,7 @@ cdef class Channel(Requester):
     cpdef Pending submit(
         self, bytes topic, str method, body, list buffers, bytes metadata, int codec, timeout, callback,
         bint hurry=*)
-    cdef Pending submit_now(
+    cdef Pending try_submit(
         self, bytes topic, str method, body, list buffers, bytes metadata, int codec, timeout, callback, bint hurry)
     cpdef Pending submit_nowait(
         self, bytes topic, str method, body, list buffers, bytes metadata, int codec, timeout, callback)

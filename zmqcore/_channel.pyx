@@ -203,7 +203,7 @@ cdef class Channel(Requester):
             KIND_CALL, topic, method, body, buffers, metadata, codec, started, deadline_from(started, timeout),
             callback, TO_CALLBACK if callback is not None and hurry else TO_WHOEVER_LOOKS)
 
-    cdef Pending submit_now(
+    cdef Pending try_submit(
         self, bytes topic, str method, body, list buffers, bytes metadata, int codec, timeout, callback, bint hurry,
     ):
         """submit(), but return None, and do nothing, if it would have to wait, or the channel is to close.

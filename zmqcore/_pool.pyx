@@ -4,30 +4,24 @@
 One channel per endpoint, shared by all threads: acquire() counts a user in, release() counts it out. What nobody
 uses stays open for the next one, and gives way when the budget is needed elsewhere.
 
-What it holds and who gives way is decided in ``_table.pyx``, under the table's lock. Here is what is done outside of
-it: channels are made, connected, handed out, drained and closed. A signal handler can raise wherever Python code runs
-(making a channel, closing it, waiting), so whatever must follow such a place is in a ``finally``, or is made up for by
-maintain().
+What it holds and who gives way is decided in ``_table.pyx``, under the table's lock. How channels are made, drained and
+closed, outside of it, is in ``_lifecycle.pyx``. Here they are handed out, and waited for.
 """
 
-import errno
 import os
 import resource
-import time
 import weakref
-
-import zmq
 
 from libc.stdint cimport int64_t, uint64_t
 
-from zmqcore._channel cimport STATE_CLOSED, STATE_LOST, STATE_OPEN, Channel
+from zmqcore._channel cimport Channel
 from zmqcore._pending cimport Pending
 from zmqcore._retention cimport Lane
 from zmqcore._frame cimport Envelope
-from zmqcore._socket cimport NEVER, OpenFds, deadline_after, now_ns, waiter_return
+from zmqcore._lifecycle cimport Lifecycle
+from zmqcore._socket cimport NEVER, deadline_after, now_ns, waiter_return
 from zmqcore._table cimport (
-    DRAIN_GRACE, EXPIRED_IDLE, LOST, MAINTAINED, POOL_CLOSED, STAGE_CLOSING, STAGE_CONNECTING, STAGE_DRAINING,
-    STAGE_GONE, STAGE_OPEN, STAYS, Slot, Table, Turn,
+    DRAIN_GRACE, MAINTAINED, STAGE_CONNECTING, STAGE_DRAINING, STAGE_OPEN, STAYS, Slot, Table, Turn,
 )
 
 from zmqcore import errors
@@ -35,18 +29,8 @@ from zmqcore._table import CAUSES
 
 __all__ = ["ChannelPool", "default_max_sockets"]
 
-# A connection over loopback takes well under a millisecond; one that is refused never shows. After this time it is
-# worth asking the endpoint by a plain connect(2), in ns; later where connections usually take more than half of it, as
-# when dozens of threads make them: then it would only add to the load. But at the latest after the second time.
-cdef int64_t FIRST_PROBE_AFTER = 3_000_000
-cdef int64_t FIRST_PROBE_LATEST = 50_000_000
 # How long to wait for libzmq's threads between two looks at sockets that are closing, in ns.
 cdef int64_t REAP_INTERVAL = 100_000
-# So many uses of a pool need no maintenance, if they leave nothing outstanding: to start a thread for it would take a
-# quarter of the only call of a forked child.
-cdef uint64_t UNMAINTAINED_USES = 2
-# maintain() wants to be called at least this often, in seconds: until then what is lost unused holds its place.
-cdef double LONGEST_PAUSE = 2.5
 
 
 def default_max_sockets() -> int:
@@ -60,12 +44,7 @@ def default_max_sockets() -> int:
     return max(8, min(8192, (soft - max(128, soft // 4)) // 2))
 
 
-cdef object _left(int64_t deadline):
-    """Return the seconds until ``deadline``, 0.0 at least; None for never."""
-    return None if deadline == NEVER else max(0.0, (deadline - now_ns()) / 1e9)
-
-
-cdef class ChannelPool:
+cdef class ChannelPool(Lifecycle):
     """Keep at most ``max_sockets`` channels, made by ``connect(endpoint)``.
 
     ``max_sockets``: default from the limit on descriptors, see default_max_sockets(); each costs two descriptors.
@@ -127,14 +106,6 @@ cdef class ChannelPool:
         self._maintain_later(table)
         return table
 
-    cdef int _maintain_later(self, Table table) except -1:
-        """Have somebody call maintain(), but not for the next uses."""
-        if self.maintenance is None:
-            table.maintain_from = MAINTAINED
-        else:
-            table.maintain_from = table.n_acquired + UNMAINTAINED_USES + 1
-        return 0
-
     # -- acquire and release -----------------------------------------------------------------------------
 
     cpdef Channel acquire_open(self, str endpoint):
@@ -180,6 +151,12 @@ cdef class ChannelPool:
         except BaseException:
             self._count_out(slot)
             raise
+
+    cdef tuple _acquire_within(self, str endpoint, timeout):
+        """acquire(); return the channel, and how many seconds of ``timeout`` are left."""
+        cdef int64_t deadline = deadline_after(timeout)
+        cdef Channel channel = self.acquire(endpoint, timeout)
+        return channel, None if deadline == NEVER else max(0.0, (deadline - now_ns()) / 1e9)
 
     cpdef release(self, Channel channel):
         """Give back what acquire() returned. Never waits.
@@ -235,12 +212,9 @@ cdef class ChannelPool:
         self, str endpoint not None, bytes topic, str method, body, list buffers, bytes metadata, int codec, timeout,
     ) -> Envelope:
         """acquire(), Channel.call() and release() in one; ``timeout`` in seconds bounds them together."""
-        cdef int64_t deadline
         cdef Channel channel = self.acquire_open(endpoint)
         if channel is None:
-            deadline = deadline_after(timeout)
-            channel = self.acquire(endpoint, timeout)
-            timeout = _left(deadline)
+            channel, timeout = self._acquire_within(endpoint, timeout)
         try:
             return channel.call(topic, method, body, buffers, metadata, codec, timeout)
         finally:
@@ -251,12 +225,9 @@ cdef class ChannelPool:
         timeout,
     ) -> int:
         """acquire(), Channel.send() and release() in one; ``timeout`` in seconds bounds them together."""
-        cdef int64_t deadline
         cdef Channel channel = self.acquire_open(endpoint)
         if channel is None:
-            deadline = deadline_after(timeout)
-            channel = self.acquire(endpoint, timeout)
-            timeout = _left(deadline)
+            channel, timeout = self._acquire_within(endpoint, timeout)
         try:
             return channel.send(kind, topic, method, body, buffers, metadata, codec, timeout)
         finally:
@@ -328,12 +299,9 @@ cdef class ChannelPool:
         timeout,
     ) -> int:
         """acquire(), Channel.send_accepted() and release() in one; ``timeout`` in seconds bounds them together."""
-        cdef int64_t deadline
         cdef Channel channel = self.acquire_open(lane.endpoint)
         if channel is None:
-            deadline = deadline_after(timeout)
-            channel = self.acquire(lane.endpoint, timeout)
-            timeout = _left(deadline)
+            channel, timeout = self._acquire_within(lane.endpoint, timeout)
         try:
             return channel.send_accepted(lane, kind, topic, method, body, buffers, metadata, codec, timeout)
         finally:
@@ -347,18 +315,16 @@ cdef class ChannelPool:
 
         The channel may be chosen for eviction before the reply has come; it then closes only after that.
         """
-        cdef int64_t deadline
         cdef Pending pending
         cdef Channel channel = self._touch_open(endpoint)
         if channel is not None:
-            pending = channel.submit_now(topic, method, body, buffers, metadata, codec, timeout, callback, hurry)
+            pending = channel.try_submit(topic, method, body, buffers, metadata, codec, timeout, callback, hurry)
             if pending is not None:
                 return pending
             self._count_unused()
-        deadline = deadline_after(timeout)
-        channel = self.acquire(endpoint, timeout)
+        channel, timeout = self._acquire_within(endpoint, timeout)
         try:
-            return channel.submit(topic, method, body, buffers, metadata, codec, _left(deadline), callback, hurry)
+            return channel.submit(topic, method, body, buffers, metadata, codec, timeout, callback, hurry)
         finally:
             self.release(channel)
 
@@ -416,101 +382,7 @@ cdef class ChannelPool:
             table.leave()
         self._pump()
 
-    cdef int _pump(self) except -1:
-        """Move things on: count out what has gone, hand out places, close victims for those who wait."""
-        cdef Table table = self.table
-        cdef list victims = []
-        table.enter()
-        try:
-            table.reap()
-            table.grant()
-            if table.queue:
-                victims = table.victims()
-        finally:
-            table.leave()
-            self._drain(victims)
-        return 0
-
-    # -- making, connecting, waiting, draining -------------------------------------------------------------
-
-    def _drain(self, list slots not None):
-        """Begin to drain each of ``slots``, whatever happens to the others."""
-        cdef Slot slot
-        failure = None
-        for slot in slots:
-            try:
-                self._begin_drain(slot)
-            except BaseException as exc:
-                failure = exc
-        if failure is not None:
-            raise failure
-
-    def _make_room(self, Table table not None):
-        """While places are short, close a channel for the next one, as this one is connecting."""
-        cdef Slot victim
-        table.enter()
-        try:
-            victim = table.victim_ahead()
-        finally:
-            table.leave()
-        if victim is not None:
-            self._begin_drain(victim)
-
-    def _begin_drain(self, Slot slot not None):
-        """Close a slot's channel as soon as nothing is outstanding on it: mostly at once."""
-        cdef Channel channel = slot.channel
-        if channel is not None:
-            channel.retire(self._drained, self.drain_timeout_ns / 1e9)
-            if slot.stage == STAGE_OPEN:
-                channel.keep()      # taken back meanwhile
-
-    def _drained(self, Channel channel not None):
-        """Nothing is outstanding on the channel of a draining slot, or it is lost: close it."""
-        cdef Slot slot = channel.owner
-        cdef Table table = slot.table
-        table.enter()
-        try:
-            if slot.stage != STAGE_DRAINING:
-                return
-            if channel.state != STATE_LOST:
-                table.n_drained += 1
-            elif slot.cause != LOST:
-                table.n_drain_lost += 1
-            table.note_closing(slot)
-        finally:
-            table.leave()
-        try:
-            channel.close()
-        finally:
-            table.enter()
-            try:
-                table.wake_head()
-            finally:
-                table.leave()
-
-    def _tend_draining(self, Table table not None):
-        """Look after the channels that drain: whoever should have done so may have been interrupted."""
-        cdef Slot slot
-        cdef Channel channel
-        table.enter()
-        try:
-            draining = table.draining.copy()
-        finally:
-            table.leave()
-        for slot in draining:
-            channel = slot.channel
-            if channel is None or slot.stage != STAGE_DRAINING:
-                continue
-            try:
-                if channel.on_clean is None and channel.state <= STATE_OPEN and not channel.is_clean():
-                    self._begin_drain(slot)
-                channel.attend()
-            except errors.ZmqcoreError:
-                pass            # e.g. its context has been closed: the channel goes, too
-            else:
-                if channel.state <= STATE_OPEN and not channel.is_clean():
-                    continue
-            self._drained(channel)
+    # -- waiting for a place ---------------------------------------------------------------------------------
 
     def _obtain(self, str endpoint, int64_t deadline) -> Slot:
         """Return a slot for ``endpoint``, counted in. If it has no channel yet, the caller makes it."""
@@ -626,240 +498,6 @@ cdef class ChannelPool:
         if closed:
             raise errors.Closed("the pool was closed while waiting for a socket")
         return slot
-
-    def _make(self, Slot slot not None) -> Channel:
-        """Make the channel of a reserved slot."""
-        cdef Channel channel
-        cdef Table table = slot.table
-        cdef bint usable
-        if table.fds is None:
-            # Before the first socket: at the limit of descriptors this fails, and nothing has happened yet.
-            fds = OpenFds()
-            table.enter()
-            try:
-                if table.fds is None:
-                    table.fds = fds
-            finally:
-                table.leave()
-        try:
-            channel = self.connect(slot.endpoint)
-        except zmq.ZMQError as exc:
-            raise self._cannot_connect(slot.endpoint, exc) from exc
-        channel.owner = slot
-        table.enter()
-        try:
-            # The pool may have been closed meanwhile: then the slot has gone.
-            usable = slot.stage == STAGE_CONNECTING
-            if usable:
-                slot.channel = channel
-                slot.fd = channel.shared.fd
-                table.wake_making(slot.endpoint)
-        finally:
-            table.leave()
-        if not usable:
-            channel.close()
-            raise errors.Closed("the pool was closed while a channel was made")
-        return channel
-
-    def _cannot_connect(self, endpoint, exc):
-        """Return the error to raise when libzmq makes no socket for ``endpoint``, or cannot connect it."""
-        if exc.errno in (errno.EMFILE, errno.ENFILE):
-            limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-            return errors.PoolExhausted(
-                f"no file descriptor is left for a socket to {endpoint} (limit {limit}); the pool holds"
-                f" {self.table.total} sockets of {self.max_sockets}. Raise the limit, or lower max_sockets")
-        if exc.errno in (errno.EINVAL, errno.EPROTONOSUPPORT, errno.ENODEV, errno.ENAMETOOLONG):
-            return errors.InvalidEndpoint(f"endpoint {endpoint!r}: {exc.strerror}")
-        if exc.errno == zmq.ETERM:
-            return errors.Closed("the ZeroMQ context has been closed")
-        return errors.Unreachable(f"{endpoint}: {exc.strerror}")
-
-    def _connected(self, Slot slot not None, int64_t deadline) -> Channel:
-        """Wait until the slot's channel is open, and return it; if the endpoint refuses, say so at once."""
-        cdef Table table = slot.table
-        cdef Channel channel = slot.channel
-        cdef bint opener = channel is None
-        cdef int64_t started = now_ns()
-        cdef int64_t patience = max(FIRST_PROBE_AFTER, min(2 * table.usual_connect_ns, FIRST_PROBE_LATEST))
-        cdef int64_t limit = max(slot.made_ns + self.connect_timeout_ns, started + FIRST_PROBE_AFTER)
-        cdef int64_t until = min(deadline, limit)
-        cdef int64_t now
-        reason = "no connection came about"
-        if opener:
-            channel = self._make(slot)
-            self._make_room(table)
-        while slot.stage != STAGE_OPEN:
-            now = now_ns()
-            if channel.wait_open(max(0, min(until - now, patience)) / 1e9):
-                break
-            if channel.state == STATE_CLOSED:
-                raise errors.Closed("the pool was closed while connecting")
-            if channel.state == STATE_LOST:
-                raise errors.PeerLost(
-                    f"{channel.endpoint}: the channel was lost while connecting", executed_possible=False)
-            now = now_ns()
-            if slot.unreachable:
-                raise table.unreachable(slot.endpoint, f"tried for {(now - started) / 1e9:.3g} s")
-            final = False
-            if self.probe is not None and now < until:
-                refusal = self.probe(channel.endpoint, max(0.001, min(until - now, 250_000_000) / 1e9))
-                if refusal is None:
-                    reason = "it accepts connections, but does not speak ZeroMQ"
-                else:
-                    reason, final = refusal.reason, refusal.final
-            now = now_ns()
-            if channel.state == STATE_OPEN:
-                continue
-            if final or now >= limit:
-                table.note_failure(slot, reason)
-                raise table.unreachable(slot.endpoint, f"tried for {(now - started) / 1e9:.3g} s")
-            if now >= deadline:
-                # The caller had too little time to tell; that is no failure to remember.
-                raise errors.Unreachable(
-                    f"{slot.endpoint}: no connection within the {(now - started) / 1e9:.3g} s that were left"
-                    f" (connect_timeout is {self.connect_timeout_ns / 1e9:.3g} s)")
-            patience *= 4
-        table.enter()
-        try:
-            if slot.stage == STAGE_CONNECTING:
-                slot.stage = STAGE_OPEN
-                table.usual_connect_ns += (now_ns() - slot.made_ns - table.usual_connect_ns) // 8
-                table.failures.pop(slot.endpoint, None)
-            elif slot.stage != STAGE_OPEN:
-                raise errors.Closed("the pool was closed while connecting")
-            table.n_acquired += 1
-            if not opener:
-                table.n_reused += 1
-        finally:
-            table.leave()
-        return channel
-
-    # -- time ----------------------------------------------------------------------------------------------
-
-    def maintain(self) -> float | None:
-        """Expire what is overdue, notice channels that have been lost, count out what has gone.
-
-        Never waits. Returns after how many seconds it wants to be called again; None when the pool is empty.
-        """
-        cdef Table table = self.table
-        cdef Slot slot
-        cdef Channel channel
-        cdef int64_t now = table.now()
-        cdef int cause
-        cdef list overdue = []
-        table.enter()
-        try:
-            if table.closed:
-                return None
-            everything = [slot for slots in table.slots.values() for slot in slots if slot.stage == STAGE_OPEN]
-        finally:
-            table.leave()
-        for slot in everything:
-            channel = slot.channel
-            if slot.users == 0 and channel is not None:
-                try:
-                    # Takes acknowledgements or a goodbye, or notices that the connection has gone.
-                    channel.look()
-                except errors.ZmqcoreError:
-                    channel.close()     # e.g. its context has been closed
-        table.enter()
-        try:
-            for slot in everything:
-                if slot.stage != STAGE_OPEN or slot.stale or slot.users:
-                    continue
-                cause = table.fate(slot, now)
-                if cause == STAYS and not slot.persistent and now - slot.last_used > table.ttl_ns(slot):
-                    cause = EXPIRED_IDLE
-                if cause != STAYS:
-                    table.retire(slot, cause)
-                    overdue.append(slot)
-            table.forget_failures(now)
-        finally:
-            table.leave()
-            self._drain(overdue)
-        self._tend_draining(table)
-        self._pump()
-        table.enter()
-        try:
-            if not table.total:
-                self._maintain_later(table)
-                return None
-            if table.closing or table.draining:
-                return 0.01
-        finally:
-            table.leave()
-        return min(LONGEST_PAUSE, max(0.05, min(self.idle_ttl_ns, <double>self.max_lifetime_ns) / 1e10))
-
-    def close(self, timeout: float = 5.0) -> bool:
-        """Refuse everything new, wake every waiter with Closed, drain up to ``timeout`` seconds, close all channels.
-
-        Waits until libzmq has let the descriptors go, a second at most. Returns whether nothing was lost. What is
-        outstanding at the end of the timeout ends with Closed. Twice is fine. Interrupted by a signal it closes all
-        at once.
-        """
-        cdef Table table = self.table
-        cdef Slot slot
-        cdef Turn turn
-        cdef int64_t deadline = deadline_after(timeout)
-        cdef bint clean = True
-        table.enter()
-        try:
-            table.closed = True
-            everything = table.everything()
-            for turns in (*table.queue.values(), *table.making.values()):
-                for turn in turns:
-                    turn.awake = True
-                    turn.waiter.wake()
-        finally:
-            table.leave()
-        try:
-            for slot in everything:
-                while not self._settled(slot.channel) and now_ns() < deadline:
-                    time.sleep(0.001)
-        finally:
-            for slot in everything:
-                clean = self._close_slot(table, slot) and clean
-        deadline = now_ns() + 1_000_000_000
-        while now_ns() < deadline:
-            table.enter()
-            try:
-                table.reap()
-                if not table.closing:
-                    if table.fds is not None:
-                        table.fds.close()
-                    break
-            finally:
-                table.leave()
-            time.sleep(0.0005)
-        return clean
-
-    def _settled(self, Channel channel) -> bool:
-        """Whether nothing is outstanding on ``channel``, as far as one can still tell."""
-        try:
-            return channel is None or channel.settle()
-        except errors.ZmqcoreError:
-            return True
-
-    def _close_slot(self, Table table not None, Slot slot not None) -> bool:
-        """Close the slot's channel as it is; return whether nothing was outstanding on it."""
-        cdef Channel channel = slot.channel
-        cdef bint clean = self._settled(channel)
-        table.enter()
-        try:
-            if slot.stage <= STAGE_OPEN:
-                table.left[<int>POOL_CLOSED] += 1
-                slot.cause = POOL_CLOSED
-            if slot.stage < STAGE_CLOSING:
-                if slot.channel is None:
-                    table.move(slot, STAGE_GONE)     # who is making it will see that
-                    table.wake_making(slot.endpoint)
-                else:
-                    table.note_closing(slot)
-        finally:
-            table.leave()
-        if channel is not None:
-            channel.close()
-        return clean
 
     # -- what it tells about itself --------------------------------------------------------------------------
 
