@@ -114,9 +114,17 @@ class Worker:
 class AsyncWorker(Worker):
     """The same, where it waits by coroutines. ``echo`` and what else is inherited are plain functions."""
 
+    _gate = asyncio.Event()
+
     async def sleep(self, seconds: float) -> str:  # type: ignore[override]
         await asyncio.sleep(seconds)
         return self._name
+
+    async def pass_gate(self) -> None:
+        await self._gate.wait()
+
+    def open_gate(self) -> None:
+        self._gate.set()
 
     async def anumbers(self, n: int, size: int = 0) -> AsyncIterator[Any]:
         try:
