@@ -108,6 +108,8 @@ def test_what_has_nothing_to_serve_is_refused() -> None:
         for endpoint in (Empty(), Empty, {"x": 3}, {"x": coroutine}, {}):
             with pytest.raises(TypeError):
                 Server("t", endpoint, node=node)
+        with pytest.raises(TypeError, match="nothing to serve"):
+            Server("t", node=node)
         with pytest.raises(ValueError, match="-1"):
             Server("t", {"x": len}, node=node, workers=-1)
         with pytest.raises(ValueError, match="0"):

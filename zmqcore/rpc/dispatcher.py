@@ -34,9 +34,13 @@ def public_methods(*endpoints: Any, coroutines: bool = False) -> dict[str, Calla
     """Return the callables that ``endpoints`` offer, by name; of two with one name the first wins.
 
     An endpoint is an object or a module (its callable attributes whose names do not start with ``_``), or a mapping
-    of names to callables. Raises TypeError for a class (instantiate it), for an endpoint with nothing to call,
-    and, without ``coroutines``, for coroutine functions and asynchronous generators, which need an AsyncServer.
+    of names to callables. Raises TypeError if there is none, for a class (instantiate it), for an endpoint with nothing
+    to call, and, without ``coroutines``, for coroutine functions and asynchronous generators (use an AsyncServer).
     """
+    if not endpoints:
+        raise TypeError(
+            "there is nothing to serve; give an object, a module, or a mapping of names to callables"
+        )
     methods: dict[str, Callable[..., Any]] = {}
     for endpoint in endpoints:
         if isinstance(endpoint, type):
