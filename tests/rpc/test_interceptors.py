@@ -240,3 +240,13 @@ def test_without_any_the_method_itself_is_served() -> None:
     server = Server("t", handlers, node=Node("memory://none"))
     assert server._dispatcher.methods["add"] == handlers.add
     server._node.close()
+
+
+def test_what_cannot_be_called_is_refused_at_once(connect: Connect, node: Node) -> None:
+    for make in (
+        lambda: connect("t", interceptors=[5]),
+        lambda: connect("t").prepare(interceptors=[5]),
+        lambda: Server("t", Handlers(), node=node, interceptors=[5]),  # type: ignore[list-item]
+    ):
+        with pytest.raises(TypeError, match="5 cannot be called"):
+            make()

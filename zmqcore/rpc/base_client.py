@@ -11,7 +11,7 @@ from zmqcore.matchmaker import Member, Membership
 from zmqcore.node import Node, default_node
 from zmqcore.rpc.accepted import OneMember
 from zmqcore.rpc.balancing import Target
-from zmqcore.rpc.interception import Interceptor, Operation, through
+from zmqcore.rpc.interception import Interceptor, Operation, chain, through
 from zmqcore.rpc.metadata import IDEMPOTENCY_KEY, Metadata, encode
 from zmqcore.rpc.results import Fanout
 from zmqcore.rpc.retry import Retry, Search
@@ -51,7 +51,7 @@ class BaseClient:
         self.idempotent = idempotent
         self.hedge_after = hedge_after
         self.metadata = metadata
-        self.interceptors = tuple(interceptors)
+        self.interceptors = chain(interceptors)
         self._check_options()
         if isinstance(connect, str):
             connect = (connect,)
@@ -128,7 +128,7 @@ class BaseClient:
             "idempotent": idempotent,
             "hedge_after": hedge_after,
             "metadata": metadata,
-            "interceptors": interceptors if interceptors is _UNSET else tuple(interceptors),
+            "interceptors": interceptors if interceptors is _UNSET else chain(interceptors),
         }
         client.__dict__.update((name, value) for name, value in given.items() if value is not _UNSET)
         client._check_options()

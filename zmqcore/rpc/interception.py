@@ -18,14 +18,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from zmqcore.rpc.metadata import metadata
 from zmqcore.rpc.producer import is_stream
 
-__all__ = ["Interceptor", "Operation", "intercepted", "through"]
+__all__ = ["Interceptor", "Operation", "chain", "intercepted", "through"]
 
 Interceptor = Callable[["Operation", Callable[["Operation"], Any]], Any]
 
@@ -46,6 +46,17 @@ class Operation:
 
 
 Operate = Callable[[Operation], Any]
+
+
+def chain(interceptors: Iterable[Interceptor]) -> tuple[Interceptor, ...]:
+    """Return ``interceptors`` as a tuple. Raises TypeError for one that cannot be called."""
+    made = tuple(interceptors)
+    for each in made:
+        if not callable(each):
+            raise TypeError(
+                f"an interceptor is called with an operation and proceed; {each!r} cannot be called"
+            )
+    return made
 
 
 def through(interceptors: Sequence[Interceptor], operate: Operate) -> Operate:

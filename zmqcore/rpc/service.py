@@ -17,7 +17,7 @@ from zmqcore.matchmaker import Lease, Member
 from zmqcore.node import Node, default_node
 from zmqcore.rpc.dispatcher import Dispatcher, public_methods, signature_text
 from zmqcore.rpc.forked import renew_in_child
-from zmqcore.rpc.interception import Interceptor, intercepted
+from zmqcore.rpc.interception import Interceptor, chain, intercepted
 from zmqcore.topic import Topic
 
 __all__ = ["Service"]
@@ -50,7 +50,7 @@ class Service(ABC):
         self._started_at: float | None = None
         methods = public_methods(*endpoints, coroutines=coroutines)
         if interceptors:
-            steps = tuple(interceptors)
+            steps = chain(interceptors)
             methods = {
                 name: intercepted(name, method, steps, coroutines=coroutines)
                 for name, method in methods.items()
