@@ -286,6 +286,8 @@ class LoopChannels(LoopCalls):
 
     def give_way(self) -> None:
         """Somebody waits for a place in the pool. Called by any thread."""
+        if self._giving_way is not None:
+            return  # it looks whether anybody waits
         try:
             self.loop.call_soon_threadsafe(self._give_way, context=self.context)
         except RuntimeError:
