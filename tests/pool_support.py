@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable
 from typing import Any
 
 import zmq
@@ -15,13 +13,6 @@ from zmqcore.errors import Closed
 
 PATIENCE = 30.0
 """How long to wait for what must happen, in seconds; nothing is asserted about time."""
-
-
-def until(condition: Callable[[], object], what: str = "it") -> None:
-    give_up = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < give_up, f"{what} did not happen within {PATIENCE} s"
-        time.sleep(0.001)
 
 
 class Far:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import waiting_support
 import zmq
 
 from zmqcore._channel import Channel
@@ -201,14 +202,7 @@ def quick_switches() -> Iterator[None]:
     sys.setswitchinterval(before)
 
 
-def until(condition: Callable[[], object], what: str, limit: float = LIMIT) -> None:
-    """Wait until ``condition`` holds; fail if it does not within ``limit`` seconds."""
-    give_up = time.monotonic() + limit
-    while not condition():
-        assert time.monotonic() < give_up, f"never: {what}"
-        time.sleep(0.002)
-
-
-@pytest.fixture(name="until")
-def until_fixture() -> Callable[..., None]:
-    return until
+@pytest.fixture
+def until() -> Callable[..., None]:
+    """``until(condition, what)`` waits until the condition holds."""
+    return waiting_support.until

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from clock_support import Clock
 
 import zmqcore.topic
 from zmqcore.matchmaker import Matchmaker, Member, open_matchmaker
@@ -21,16 +22,6 @@ PATIENCE = 30.0
 
 _PEER = Path(__file__).parent / "peer.py"
 _ROOT = Path(zmqcore.topic.__file__).parent.parent
-
-
-class Clock:
-    """Time that passes when the test says so."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class Peer:

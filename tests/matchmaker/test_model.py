@@ -6,6 +6,7 @@ import itertools
 import tempfile
 from pathlib import Path
 
+from clock_support import Clock
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -23,13 +24,6 @@ servers = st.sampled_from(["a", "b", "host@lvm", "c/d"])
 instances = st.sampled_from(["1", "2"])
 topics = st.sampled_from([Topic("x"), Topic("y"), Topic("x", exchange="e")])
 ttls = st.sampled_from([10.0, 100.0])
-
-
-class Clock:
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class Registry(RuleBasedStateMachine):

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import zmq
+from clock_support import Clock
 from pool_support import Far
 
 from zmqcore._channel import Channel
@@ -23,6 +24,11 @@ def context() -> Iterator[zmq.Context[Any]]:
     made.set(zmq.MAX_SOCKETS, 20_000)
     yield made
     made.term()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
 
 
 @pytest.fixture

@@ -15,7 +15,9 @@ from typing import Any
 
 import pytest
 import zmq
-from pool_support import PATIENCE, Far, adds_up, call, cast, until
+from clock_support import Clock
+from pool_support import PATIENCE, Far, adds_up, call, cast
+from waiting_support import until
 
 from zmqcore._channel import Channel
 from zmqcore._pool import ChannelPool
@@ -25,21 +27,6 @@ MakePool = Callable[..., ChannelPool]
 
 _FIRST_PAUSE = 0.02
 """The backoff after a first failure, in seconds; half of that at least."""
-
-
-class Clock:
-    """Seconds that pass when a test says so."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture

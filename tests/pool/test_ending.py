@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 import zmq
-from pool_support import PATIENCE, Far, until
+from pool_support import PATIENCE, Far
+from waiting_support import until
 
 from zmqcore import Client, Node
 from zmqcore.errors import Closed

@@ -15,7 +15,8 @@ import zmq
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from pool_support import adds_up, cast, until
+from pool_support import adds_up, cast
+from waiting_support import until
 
 from zmqcore._channel import Channel
 from zmqcore._pool import ChannelPool

@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from pool_support import Far, adds_up, call, cast, until
+from pool_support import Far, adds_up, call, cast
+from waiting_support import until
 
 from zmqcore._channel import Channel
 from zmqcore._pool import ChannelPool

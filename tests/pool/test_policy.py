@@ -6,24 +6,13 @@ import random
 from collections.abc import Callable, Iterator
 
 import pytest
-from pool_support import Far, adds_up, call, until
+from clock_support import Clock
+from pool_support import Far, adds_up, call
+from waiting_support import until
 
 from zmqcore._pool import ChannelPool
 
 MakePool = Callable[..., ChannelPool]
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 def use(pool: ChannelPool, endpoint: str) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import zmq
-from pool_support import PATIENCE, Far, adds_up, call, cast, until
+from pool_support import PATIENCE, Far, adds_up, call, cast
+from waiting_support import until
 
 from zmqcore._channel import Channel
 from zmqcore._pool import ChannelPool

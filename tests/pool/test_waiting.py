@@ -10,7 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from pool_support import PATIENCE, Far, adds_up, call, until
+from pool_support import PATIENCE, Far, adds_up, call
+from waiting_support import until
 
 from zmqcore._channel import Channel
 from zmqcore._pool import ChannelPool

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import waiting_support
 import zmq
 
 from zmqcore import errors
@@ -147,11 +147,4 @@ def bare(context: zmq.Context[zmq.Socket[bytes]]) -> Iterator[Callable[..., Bare
 @pytest.fixture
 def until() -> Callable[..., None]:
     """``until(condition, what)`` waits until the condition holds."""
-
-    def wait(condition: Callable[[], object], what: str, limit: float = LIMIT) -> None:
-        give_up = time.monotonic() + limit
-        while not condition():
-            assert time.monotonic() < give_up, f"never: {what}"
-            time.sleep(0.002)
-
-    return wait
+    return waiting_support.until

@@ -6,6 +6,7 @@ import threading
 from collections import Counter
 from pathlib import Path
 
+from clock_support import Clock
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -189,16 +190,6 @@ def test_the_nearest_endpoint(tmp_path: Path) -> None:
 
 
 # -- members that fail -----------------------------------------------------------------------------------
-
-
-class Clock:
-    """Seconds that pass when they are told to."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def _balancer(names: str) -> tuple[Balancer, Membership, Clock, dict[str, Target]]:
