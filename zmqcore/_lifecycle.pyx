@@ -300,7 +300,8 @@ cdef class Lifecycle:
         table.enter()
         try:
             if not table.total:
-                self._maintain_later(table)
+                if self.maintenance is not None:
+                    table.maintain_from = 0     # from the next use on: the thread is there already
                 return None
             if table.closing or table.draining:
                 return 0.01
