@@ -52,7 +52,7 @@ $(PY):
 
 # An editable install compiles in place; the .so files beside the sources are what the checkout imports.
 $(VENV)/.installed: pyproject.toml setup.py MANIFEST.in | $(PY) same-python
-	@echo 'installing zmqcore and what it needs into $(VENV) ...'
+	@echo 'installing zmqcore and what it needs into $(VENV); compiling takes a minute or more ...'
 	@$(PIP) install 'pip>=23.1' 'setuptools>=77' 'Cython>=3.1'
 	@$(PIP) install --no-build-isolation -e '.[cli,numpy]'
 	@touch $@
