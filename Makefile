@@ -173,7 +173,7 @@ coverage: $(VENV)/.tools  ## lines of Python and Cython that the tests run: buil
 	  echo 'make coverage needs Python 3.11 or 3.12: later ones tell of Cython lines through sys.monitoring alone, which coverage.py does not follow into plugins' >&2; exit 1; }
 	@# All anew: a tracing build compiles everything anyhow, and what is no longer in the sources would count as not run.
 	@rm -rf $(COVERAGE_TREE) && mkdir -p $(COVERAGE_TREE)
-	@tar cf - --exclude='*.so' --exclude='*.c' --exclude=__pycache__ setup.py pyproject.toml Makefile $(wildcard *.md *.in) LICENSE zmqcore tests docs bench examples .ci .github | tar xf - -C $(COVERAGE_TREE)
+	@tar cf - --exclude='*.so' --exclude='zmqcore/*.c' --exclude=__pycache__ setup.py pyproject.toml Makefile $(wildcard *.md *.in) LICENSE zmqcore tests docs bench examples .ci .github | tar xf - -C $(COVERAGE_TREE)
 	@cd $(COVERAGE_TREE) && ZMQCORE_TRACE=1 $(abspath $(PY)) setup.py -q build_ext --inplace
 	@# At the root, where every process of the tests finds it, whatever of PYTHONPATH it has been left.
 	@cp .ci/quiet_tracing.py $(COVERAGE_TREE)

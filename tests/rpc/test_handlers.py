@@ -301,7 +301,7 @@ def test_endless_recursion_is_an_error_like_others(client: Client) -> None:
 def test_a_result_that_cannot_be_sent_is_an_error_at_the_caller(client: Client, what: str, kind: str) -> None:
     for _ in range(3):
         with pytest.raises(RemoteError, match="returns") as caught:
-            client.prepare(timeout=3.0).call("returns", what)
+            client.call("returns", what)
         assert kind in caught.value.type
         assert "the result of 'returns' cannot be sent" in caught.value.message
         client.cast("returns", what)

@@ -21,7 +21,17 @@ from typing import Any, Self
 import pytest
 from memory_support import peak_rss_bytes, reset_peak_rss
 
-from zmqcore import AsyncClient, Client, Node, Overloaded, PeerLost, Server, Unreachable, ZmqcoreError
+from zmqcore import (
+    AsyncClient,
+    Client,
+    DeadlineExceeded,
+    Node,
+    Overloaded,
+    PeerLost,
+    Server,
+    Unreachable,
+    ZmqcoreError,
+)
 
 # Short enough for a test, and long enough that no I/O thread waits for a CPU for so long.
 LIMIT = 1.0
@@ -162,7 +172,8 @@ def test_a_stopped_server_among_ten_costs_a_bounded_amount_of_memory(
     for client in clients:
         client.call("zmqcore.ping")
     over.set()
-    assert tenth.result() <= {Overloaded, PeerLost, Unreachable}
+    # The last one of who had no time left to try, on a busy machine.
+    assert tenth.result() <= {Overloaded, PeerLost, Unreachable, DeadlineExceeded}
     assert taken == [count] * 9
     grown = peak_rss_bytes() - before
     # A window for each of ten connections, on both sides; libzmq, sockets and allocators have theirs.
