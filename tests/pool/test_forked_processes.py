@@ -29,7 +29,8 @@ server.stop()
 # What parent and child share. The children made by spawn import it; those of fork inherit it, in use.
 _SHARED = '''
 import multiprocessing, os, sys, threading, time, traceback, warnings
-from pool_support import adds_up, until
+from pool_support import adds_up
+from waiting_support import until
 from zmqcore import Client, Node, Server
 from zmqcore._socket import waiters
 

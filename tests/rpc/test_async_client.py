@@ -919,7 +919,9 @@ def test_contexts_do_not_mix(serve: Serve, make: Make, gate: Gate) -> None:
         async def request() -> weakref.ref[Large]:
             large = Large()
             variable.set(large)
-            sync.submit("echo", 1).add_done_callback(lambda _: seen.append(variable.get()))
+            # Not answered before there is a callback: that would run here.
+            sync.submit("wait", 1).add_done_callback(lambda _: seen.append(variable.get()))
+            gate.opened.set()
             assert await client.call("echo", 1) == 1
             assert variable.get() is large
             return weakref.ref(large)
