@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,15 +12,6 @@ from zmqcore._channel import Channel
 from zmqcore._pending import Pending
 
 LONG = 20.0
-TCP = Path("/proc/net/tcp")
-ESTABLISHED = "01"
-
-
-def is_connected(endpoint: str) -> bool:
-    """Whether the kernel has a connection to ``endpoint``. To ask the channel would be to look."""
-    port = f":{int(endpoint.rpartition(':')[2]):04X}"
-    rows = [line.split() for line in TCP.read_text(encoding="ascii").splitlines()[1:]]
-    return any(remote.endswith(port) and state == ESTABLISHED for _, _, remote, state, *_ in rows)
 
 
 def wait(pending: Pending, channel: Channel, until: Callable[..., None]) -> None:  # noqa: ARG001
@@ -33,25 +22,25 @@ def attend(pending: Pending, channel: Channel, until: Callable[..., None]) -> No
     until(lambda: channel.attend() is None and pending.done, "the end of the call")
 
 
-@pytest.mark.skipif(not TCP.exists(), reason="the system does not list its connections there")
 @pytest.mark.parametrize("look", [wait, attend])
 def test_a_call_that_was_under_way_is_lost(
     start_server: Callable[..., Any],
     connect: Callable[..., Channel],
+    handshakes: Any,
     until: Callable[..., None],
     look: Callable[..., None],
 ) -> None:
     """It has no deadline: without a ping nothing would ever tell that the new server knows nothing of it."""
     first = start_server()
-    channel = connect(first.endpoint)
+    channel = connect(first.endpoint, configure=handshakes.watch)
+    handshakes.wait()
     channel.call(b"t", "echo", b"", None, b"", 1, LONG)
     instance = channel.peer_instance
     first.pause()
     pending = channel.submit(b"t", "silent", b"", None, b"", 1, None, None)
     first.kill()
     start_server(endpoints=[first.endpoint])
-    until(lambda: is_connected(first.endpoint), "libzmq's own connection to the new server")
-    time.sleep(0.5)  # for ZMTP's handshake; nobody looks
+    handshakes.wait()
     assert channel.state_name == "open"
     look(pending, channel, until)
     with pytest.raises(errors.PeerLost, match="made again"):
