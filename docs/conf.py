@@ -115,12 +115,12 @@ def signature_in(function: ast.FunctionDef, *, bound: bool = False) -> tuple[str
     return f"({ast.unparse(arguments)})", ast.unparse(function.returns or ast.Constant(None))
 
 
-def signature_from_stub(app: Sphinx, what: str, name: str, *_: Any) -> tuple[str, str] | None:  # noqa: ARG001
+def signature_from_stub(app: Sphinx, what: str, name: str, thing: Any, *_: Any) -> tuple[str, str] | None:  # noqa: ARG001
     """Show compiled functions as their stubs have them: what Cython writes into docstrings is half C."""
     if what not in ("class", "function", "method"):
         return None
-    module, _, qualified = name.removeprefix("zmqcore.").partition(".")
-    return stub_of(module).get(qualified)
+    # Where it was defined, which for an inherited method is another module.
+    return stub_of(thing.__module__.removeprefix("zmqcore.")).get(thing.__qualname__)
 
 
 def setup(app: Sphinx) -> None:

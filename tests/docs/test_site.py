@@ -53,6 +53,8 @@ def test_compiled_classes_are_documented(site: Path) -> None:
     assert "first come first served" in core
     text = re.sub(r"<[^>]+>", "", core)
     assert "acquire_open(endpoint: str) &#x2192; Channel | None" in text, "the signature is that of the stub"
+    assert "close(timeout: float = 5.0) &#x2192; bool" in text, "also of what is inherited"
+    assert not re.search(r"\b(?:double|bint|Py_ssize_t|size_t|uint64_t)\b", text), "no C"
 
 
 def test_the_first_address_leads_to_the_first_page(site: Path) -> None:
