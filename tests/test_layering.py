@@ -21,8 +21,8 @@ ROOT = Path(__file__).parents[1]
 # may use each other. What is not in a room's list is up or sideways.
 BASE = ["errors", "_version"]
 SOCKET = [*BASE, "_libzmq", "_frame", "_socket"]
-CHANNEL = [*SOCKET, "_led_socket", "_deadlines", "_pending", "_retention", "_channel"]
-PORT = [*SOCKET, "_duplicates", "_request", "_port"]
+CHANNEL = [*SOCKET, "_outbox", "_led_socket", "_deadlines", "_pending", "_retention", "_channel"]
+PORT = [*SOCKET, "_outbox", "_duplicates", "_request", "_port"]
 LAYERS: dict[str, list[str]] = {
     "_version": [],
     "errors": [],
@@ -31,14 +31,15 @@ LAYERS: dict[str, list[str]] = {
     "_frame": [*BASE, "_libzmq"],
     "_socket": [*BASE, "_libzmq"],
     "_deadlines": [*BASE],
-    "_led_socket": [*SOCKET],
+    "_outbox": [*BASE, "_libzmq", "_socket"],
+    "_led_socket": [*SOCKET, "_outbox"],
     "_pending": [*SOCKET, "_deadlines", "_led_socket"],
     "_retention": [*SOCKET],
-    "_channel": [*SOCKET, "_deadlines", "_led_socket", "_pending", "_retention"],
+    "_channel": [*SOCKET, "_outbox", "_deadlines", "_led_socket", "_pending", "_retention"],
     "_loop": [*CHANNEL],
     "_duplicates": [*SOCKET],
     "_request": [*SOCKET, "_duplicates"],
-    "_port": [*SOCKET, "_duplicates", "_request"],
+    "_port": [*SOCKET, "_outbox", "_duplicates", "_request"],
     "_table": [*CHANNEL],
     "_lifecycle": [*CHANNEL, "_table"],
     "_pool": [*CHANNEL, "_table", "_lifecycle"],
@@ -69,8 +70,8 @@ BELOW = [*LAYERS]
 LAYERS["oslo"] = BELOW
 LAYERS["cli"] = [*BELOW, "router"]
 
-CORE = ["_libzmq", "_frame", "_socket", "_led_socket", "_deadlines", "_pending", "_retention", "_channel"]
-CORE += ["_table", "_lifecycle", "_pool"]
+CORE = ["_libzmq", "_frame", "_socket", "_outbox", "_led_socket", "_deadlines", "_pending", "_retention"]
+CORE += ["_channel", "_table", "_lifecycle", "_pool"]
 CORE += ["_duplicates", "_request", "_port"]
 CODEC = ["_msgpack", "_encoder", "_decoder", "_body"]
 COMPILED = [*CORE, "_loop", *CODEC]

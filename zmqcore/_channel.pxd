@@ -102,6 +102,9 @@ cdef class Channel(Requester):
         bint wait, Retained retained, Lane lane) except -1
     cdef int _look_sometimes(self, int64_t now) except -1
     cdef int _transmit(self, Parcel *parcel, Retained retained, Lane lane) except -1
+    cdef bint _may_hold(self, Parcel *parcel) noexcept
+    cdef int _hold(self, Parcel *parcel) except -1
+    cdef int _send_at_once(self, Parcel *parcel) noexcept
     cdef int _after_sending(self) except -1
     cdef int _keep_edge(self) except -1
     cdef bint _is_polled_by_another(self) noexcept
@@ -120,6 +123,7 @@ cdef class Channel(Requester):
     cdef int _raise_gone(self) except -1
     cdef int _raise_no_room(self, int64_t started, bint retains) except -1
     cdef int _take(self, zc_msg_t *message) except -1
+    cdef int _take_envelope(self, Envelope envelope) except -1
     cdef int _refuse(self, uint64_t id) except -1
     cdef int _take_buffers(self, Envelope envelope, zc_msg_t *message) except -1
     cdef int _hello(self, Envelope envelope) except -1

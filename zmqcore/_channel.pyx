@@ -11,6 +11,8 @@ it names the first message it has seen, and everything before that was lost.
 A port that is to close says goodbye. The channel sends nothing new then, and once it has all its replies it answers:
 only then may the port close, because libzmq drops what has not been read when a connection breaks.
 
+Messages that follow one another closely leave together, see ``_outbox.pyx``.
+
 The window: the port acknowledges what it has taken, cumulatively. At most ``window_messages`` and ``window_bytes``
 are unacknowledged; beyond that a sender waits until its deadline. SNDHWM is unbounded, so that POLLOUT is false
 only when there is no connection.
@@ -36,14 +38,16 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from zmqcore._frame cimport (
     FLAG_FLOW, FLAG_IDENTIFIED, HEADER_BYTES, IDENTITY_BYTES, KIND_ACK, KIND_CALL, KIND_CANCEL, KIND_CAST, KIND_ERROR,
     KIND_GOODBYE, KIND_HELLO, KIND_ITEM, KIND_PING, KIND_PONG, KIND_REPLY, NO_DEADLINE, Envelope, Header, Parcel,
-    envelope_take, header_begin, parcel_close, parcel_copy, parcel_pack, parcel_pack_control, parcel_send,
-    parcel_set_id, parcel_set_remaining, parse_header, part_take, release_sent_buffers,
+    envelope_share, envelope_take, header_begin, parcel_close, parcel_copy, parcel_hurry, parcel_pack,
+    parcel_pack_control, parcel_send, parcel_set_id, parcel_set_remaining, parse_header, parse_part, part_take,
+    release_sent_buffers,
 )
 from zmqcore._led_socket cimport SILENCE
 from zmqcore._libzmq cimport (
     ZMQ_IMMEDIATE, ZMQ_LINGER, ZMQ_RCVHWM, ZMQ_RECONNECT_IVL, ZMQ_RECONNECT_IVL_MAX, ZMQ_SNDHWM, libzmq, raise_errno,
     zc_msg_t,
 )
+from zmqcore._outbox cimport BATCH_BYTES, MOST_HELD_BYTES, Outbox
 from zmqcore._pending cimport (
     OUTCOME_CLOSED, OUTCOME_DONE, OUTCOME_LOST, OUTCOME_MALFORMED, OUTCOME_WAITING, Pending, Requester,
 )
@@ -61,6 +65,8 @@ __all__ = ["Channel"]
 # The largest window in messages. A port's libzmq holds 10,000 messages of a connection that nobody takes (its RCVHWM);
 # with more it reads nothing, not even heartbeats, and a busy server would be lost.
 cdef int MOST_WINDOW_MESSAGES = 8192
+# From so many unacknowledged messages on, further ones are held for a moment to leave together.
+cdef uint64_t HOLD_FROM = 8
 # A sender that nobody makes wait looks this often, in ns, whether something has come.
 cdef int64_t LOOK_INTERVAL = 10_000_000
 
@@ -134,12 +140,13 @@ cdef class Channel(Requester):
             set_option(handle, ZMQ_LINGER, 0)
             set_option(handle, ZMQ_RECONNECT_IVL, 20)
             set_option(handle, ZMQ_RECONNECT_IVL_MAX, 1000)
-            socket.setsockopt(zmq.MAXMSGSIZE, max_bytes)
+            socket.setsockopt(zmq.MAXMSGSIZE, max(max_bytes, BATCH_BYTES))
             limit_silence(handle, liveness, True)
             if configure is not None:
                 configure(socket)
             socket.connect(endpoint)
             self.shared = SharedSocket(socket, spin, _spin_shared)
+            self.outbox = Outbox(self.shared)
         except BaseException:
             socket.close(linger=0)
             raise
@@ -228,7 +235,7 @@ cdef class Channel(Requester):
         self, str kind, bytes topic, str method, body, list buffers, bytes metadata, int codec, timeout,
         bint expires=False,
     ) except 0:
-        """Send a one-way message of ``kind`` ("cast" or "fanout") and return its id once libzmq has it.
+        """Send a one-way message of ``kind`` ("cast" or "fanout") and return its id once it is on its way.
 
         Waits up to ``timeout`` seconds for a connection and for room in the window. With ``expires`` the message
         carries what is left of the timeout as its deadline; else it has none. Raises as call() does.
@@ -554,6 +561,7 @@ cdef class Channel(Requester):
             "retained": self.retention.n_messages,
             "retained_bytes": self.retention.n_bytes, "retain_waits": self.n_retain_waits,
             "undelivered": self.retention.n_undelivered,
+            "batches": self.outbox.n_batches, "batched": self.outbox.n_batched,
         }
 
     def __repr__(self) -> str:
@@ -593,6 +601,8 @@ cdef class Channel(Requester):
             if self.instance is None:
                 self.ping(None if deadline == NEVER else max(0.0, (deadline - now_ns()) / 1e9))
         retained = self._pack(&parcel, kind, topic, method, body, buffers, metadata, codec, lane)
+        if reply == TO_WAITER:
+            parcel_hurry(&parcel)
         self.shared.enter()
         try:
             if now_or_none and not self._can_send_now(parcel.n_bytes):
@@ -686,7 +696,7 @@ cdef class Channel(Requester):
         parcel_set_id(parcel, self.sent_id + 1)
         if retained is not None and not retained.packed:
             self.retention.begin(retained, lane, parcel)
-        code = parcel_send(parcel, self.shared.handle)
+        code = self._hold(parcel) if self._may_hold(parcel) else self._send_at_once(parcel)
         if code != 0:
             if code != EAGAIN:
                 raise_errno(code, f"cannot send to {self.endpoint}")
@@ -699,6 +709,28 @@ cdef class Channel(Requester):
             self.retention.add(retained, lane, self.sent_id)
             lane.channel = self
         return 0
+
+    cdef bint _may_hold(self, Parcel *parcel) noexcept:
+        """Whether ``parcel`` can wait a moment for others that leave with it.
+
+        Not where somebody polls the descriptor who would not notice that its edge was swallowed later.
+        """
+        return self.sent_id - self.acked_id >= HOLD_FROM and parcel.n_parts == 0 and not parcel.prompt \
+            and parcel.n_bytes <= MOST_HELD_BYTES and not (self.attended and self._is_polled_by_another())
+
+    cdef int _hold(self, Parcel *parcel) except -1:
+        """Have ``parcel`` sent with others, soon. Return 0, or libzmq's errno if these could not be sent."""
+        cdef int code = 0
+        if not self.outbox.takes(parcel.n_bytes):
+            code = self.outbox.flush()
+        if code == 0:
+            self.outbox.add(parcel.header, parcel.n_bytes)
+        return code
+
+    cdef int _send_at_once(self, Parcel *parcel) noexcept:
+        """Send what is held, and ``parcel``. Return 0, or libzmq's errno."""
+        cdef int code = self.outbox.flush()
+        return parcel_send(parcel, self.shared.handle) if code == 0 else code
 
     cdef int _after_sending(self) except -1:
         """Tell the next sender that it may go on, and keep the edge-trigger rule for whoever waits on the fd."""
@@ -916,6 +948,7 @@ cdef class Channel(Requester):
         if left_over:
             self.retention.hand_over(left_over)
         if close_now:
+            self.outbox.close()
             self.shared.close_socket()
         if due:
             self.call_back(due)
@@ -931,13 +964,14 @@ cdef class Channel(Requester):
         if self.state > STATE_OPEN:
             return 0
         self.last_drain = coarse_now_ns()
+        self.outbox.flush()
         libzmq.msg_init(&message)
         try:
             while self.shared.receive(&message) != EAGAIN:
                 self._take(&message)
         finally:
             libzmq.msg_close(&message)
-        if self.shared.writable:
+        if self.shared.writable and self.outbox.failed == 0:
             if self.state == STATE_CONNECTING:
                 self.state = STATE_OPEN
                 self._wake_sender()
@@ -948,25 +982,39 @@ cdef class Channel(Requester):
         return 0
 
     cdef int _take(self, zc_msg_t *message) except -1:
-        """Take one message, whose first part is ``message``, and give it to whom it belongs."""
+        """Take one message, whose first part is ``message``: one envelope, or several."""
         cdef Header header
         cdef Envelope envelope
-        cdef Pending pending
-        cdef size_t n_bytes = libzmq.msg_size(message)
-        cdef const char *problem = parse_header(<const unsigned char *>libzmq.msg_data(message), n_bytes, &header)
+        cdef size_t n_bytes = libzmq.msg_size(message), at = 0
+        cdef const unsigned char *data = <const unsigned char *>libzmq.msg_data(message)
+        cdef const char *problem = parse_part(data, n_bytes, &header)
         cdef bint more = libzmq.msg_more(message)
         self.n_received_bytes += n_bytes
         self.last_heard = coarse_now_ns()
-        if problem != NULL or (not more and header.n_buffers != 0):
+        if problem != NULL or more != (header.n_buffers != 0):
             while more:
                 self.shared.receive_rest(message)
                 more = libzmq.msg_more(message)
             return self._refuse(0 if problem != NULL else header.id)
+        if header.n_bytes < n_bytes:
+            while at < n_bytes:
+                parse_header(data + at, n_bytes - at, &header)
+                self._take_envelope(envelope_share(message, at, &header))
+                at += header.n_bytes
+            return 0
         envelope = envelope_take(message, &header)
         if more:
             if self._take_buffers(envelope, message) != envelope.header.n_buffers \
                     or len(envelope.buffers) != envelope.header.n_buffers:
                 return self._refuse(header.id)
+        return self._take_envelope(envelope)
+
+    cdef int _take_envelope(self, Envelope envelope) except -1:
+        """Give an envelope that has come to whom it belongs."""
+        cdef Header *header = &envelope.header
+        cdef Pending pending
+        if envelope.n_bytes > self.max_bytes:
+            return self._refuse(header.id)
         self._acked(header.ack)
         if header.kind == KIND_REPLY or header.kind == KIND_ERROR or header.kind == KIND_PONG:
             pending = self.pending.pop(header.id, None)
@@ -1058,7 +1106,7 @@ cdef class Channel(Requester):
             return 0
         header_begin(&header, KIND_PING, FLAG_FLOW, self.sent_id + 1)
         parcel_pack_control(&parcel, &header, NULL)
-        if self._has_room(parcel.n_bytes) and parcel_send(&parcel, self.shared.handle) == 0:
+        if self._has_room(parcel.n_bytes) and self._send_at_once(&parcel) == 0:
             self.sent_id += 1
             self._record_sent(HEADER_BYTES)
         parcel_close(&parcel)
@@ -1080,7 +1128,7 @@ cdef class Channel(Requester):
         header_begin(&header, kind, FLAG_FLOW, id)
         header.body_bytes = PyBytes_GET_SIZE(body)
         parcel_pack_control(&parcel, &header, PyBytes_AS_STRING(body))
-        sent = parcel_send(&parcel, self.shared.handle) == 0
+        sent = self._send_at_once(&parcel) == 0
         parcel_close(&parcel)
         return sent
 

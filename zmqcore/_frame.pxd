@@ -25,6 +25,7 @@ cdef enum:
     HEADER_BYTES = 40
     FLAG_FLOW = 1
     FLAG_IDENTIFIED = 2
+    FLAG_PROMPT = 4
     IDENTITY_BYTES = 16
     NO_DEADLINE = 0xFFFFFFFF
     INITIAL_CREDIT = 32     # items that may be sent before the caller has granted any; part of the protocol
@@ -41,6 +42,7 @@ cdef struct Header:
     uint16_t method_bytes
     uint32_t metadata_bytes
     uint32_t body_bytes
+    size_t n_bytes          # of the header and what follows it, as the lengths say; set by parse_header()
 
 cdef inline void header_begin(Header *header, int kind, int flags, uint64_t id) noexcept nogil:
     """Fill in the header of a message that carries nothing yet, and has no deadline."""
@@ -60,9 +62,11 @@ cdef struct Parcel:
     zc_msg_t *parts         # owned array of n_parts messages; NULL when there are none
     Py_ssize_t n_parts
     size_t n_bytes          # of the head and all parts
+    bint prompt             # see parcel_hurry()
     unsigned char *header   # borrowed: into head, valid until head is sent
 
 cdef const char *parse_header(const unsigned char *data, size_t size, Header *header) noexcept nogil
+cdef const char *parse_part(const unsigned char *data, size_t size, Header *header) noexcept nogil
 
 cdef int parcel_pack(
     Parcel *parcel, Header *header, bytes topic, method, bytes metadata, body, buffers,
@@ -72,6 +76,7 @@ cdef int parcel_pack_control(Parcel *parcel, Header *header, const void *body) e
 cdef void parcel_set_id(Parcel *parcel, uint64_t id) noexcept nogil
 cdef void parcel_set_ack(Parcel *parcel, uint64_t ack) noexcept nogil
 cdef void parcel_set_remaining(Parcel *parcel, uint32_t remaining_ms) noexcept nogil
+cdef void parcel_hurry(Parcel *parcel) noexcept nogil
 cdef void parcel_set_identity(Parcel *parcel, uint64_t sender, uint64_t sequence) noexcept nogil
 cdef int parcel_share(Parcel *parcel, Parcel *other) except -1
 cdef int parcel_copy(Parcel *parcel, Parcel *other) except -1
@@ -93,4 +98,5 @@ cdef class Envelope:
 
 cdef Envelope envelope_of_stream(object pending, const Header *header)
 cdef Envelope envelope_take(zc_msg_t *head, const Header *header)
+cdef Envelope envelope_share(zc_msg_t *part, size_t at, const Header *header)
 cdef object part_take(zc_msg_t *part)

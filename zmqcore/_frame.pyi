@@ -3,7 +3,7 @@ from typing import Any, Protocol, Self, final
 
 from typing_extensions import Buffer
 
-__all__ = ["KINDS", "Envelope", "pack", "pinned"]
+__all__ = ["KINDS", "Envelope", "pack", "pinned", "split"]
 
 KINDS: dict[str, int]
 
@@ -61,4 +61,5 @@ def pack(
     remaining_ms: int | None = None,
     max_bytes: int = 0xFFFFFFFF,
 ) -> list[bytes]: ...
+def split(part: Buffer) -> list[bytes]: ...
 def pinned() -> dict[str, int]: ...

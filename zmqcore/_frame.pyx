@@ -1,7 +1,8 @@
 # cython: language_level=3, embedsignature=True, auto_pickle=False, freethreading_compatible=True
 """The envelope: packed straight into libzmq's message memory, parsed by offset without making a Python object.
 
-One envelope is one ZeroMQ message part, followed by one part for each out-of-band buffer. The first part:
+One envelope is one ZeroMQ message part, followed by one part for each out-of-band buffer. Envelopes without such
+buffers may share a part, one right behind the other: their lengths tell where the next one begins. An envelope:
 
 ====== ===== ==================================================================================
 offset bytes field (all integers little-endian, unsigned)
@@ -10,7 +11,8 @@ offset bytes field (all integers little-endian, unsigned)
 2      1     version, 1
 3      1     kind, see :data:`KINDS`
 4      1     flags; bit 0 ``FLOW``: the sender counts on acknowledgements and a hello;
-             bit 1 ``IDENTIFIED``: the metadata begin with the message's identity
+             bit 1 ``IDENTIFIED``: the metadata begin with the message's identity;
+             bit 2 ``PROMPT``: the answer is not to wait for others to leave with
 5      1     codec of the body; 0 for none
 6      2     number of out-of-band buffers, each one further part
 8      8     id: counts the messages of one channel from 1; a reply repeats the id of its request
@@ -20,7 +22,7 @@ offset bytes field (all integers little-endian, unsigned)
 30     2     length of the method (M)
 32     4     length of the metadata (D)
 36     4     length of the body (B)
-40     …     topic (UTF-8), method (UTF-8), metadata, body; 40 + T + M + D + B is the size of the part
+40     …     topic (UTF-8), method (UTF-8), metadata, body; 40 + T + M + D + B is the size of the envelope
 ====== ===== ==================================================================================
 
 The identity is 16 bytes, part of D: the sender, 8 bytes, and the message's sequence number there, 8 bytes.
@@ -102,7 +104,7 @@ cdef extern from *:
     void zc_count(int64_t *, int64_t) noexcept nogil
     int64_t zc_counted(int64_t *) noexcept nogil
 
-__all__ = ["KINDS", "Envelope", "pack", "pinned"]
+__all__ = ["KINDS", "Envelope", "pack", "pinned", "split"]
 
 #: The kinds of an envelope, by name.
 KINDS = {
@@ -121,7 +123,10 @@ cdef unsigned char VERSION = 1
 # -- reading ----------------------------------------------------------------------------------------------
 
 cdef const char *parse_header(const unsigned char *data, size_t size, Header *header) noexcept nogil:
-    """Read the header at ``data`` into ``header``. Return NULL, or why it is not one (a static string)."""
+    """Read the header at ``data``, of which ``size`` bytes are left, into ``header``.
+
+    Return NULL, or why there is no envelope (a static string).
+    """
     if size < HEADER_BYTES:
         return b"shorter than a header of 40 bytes"
     if data[0] != MAGIC_0 or data[1] != MAGIC_1:
@@ -142,11 +147,32 @@ cdef const char *parse_header(const unsigned char *data, size_t size, Header *he
     header.metadata_bytes = zc_load32(data + 32)
     header.body_bytes = zc_load32(data + 36)
     # In 64 bits the sum of two 16-bit and two 32-bit lengths cannot overflow.
-    if <uint64_t>HEADER_BYTES + header.topic_bytes + header.method_bytes + header.metadata_bytes \
-            + <uint64_t>header.body_bytes != size:
+    header.n_bytes = <uint64_t>HEADER_BYTES + header.topic_bytes + header.method_bytes + header.metadata_bytes \
+        + <uint64_t>header.body_bytes
+    if header.n_bytes > size:
         return b"not as long as its own lengths add up to"
     if header.flags & FLAG_IDENTIFIED and header.metadata_bytes < IDENTITY_BYTES:
         return b"without the identity that its flags announce"
+    return NULL
+
+
+cdef const char *parse_part(const unsigned char *data, size_t size, Header *header) noexcept nogil:
+    """Read the header of the first envelope of a message part. Return NULL, or why the part holds no envelopes.
+
+    Of several that share the part all are looked at: it is good as a whole or not at all.
+    """
+    cdef Header next
+    cdef size_t at
+    cdef const char *problem = parse_header(data, size, header)
+    if problem != NULL or header.n_bytes == size:
+        return problem
+    if header.n_buffers:
+        return b"not as long as its own lengths add up to"
+    at = header.n_bytes
+    while at < size:
+        if parse_header(data + at, size - at, &next) != NULL or next.n_buffers:
+            return b"not as long as its own lengths add up to, and no further envelope follows"
+        at += next.n_bytes
     return NULL
 
 
@@ -201,7 +227,8 @@ cdef class Envelope:
     def parse(parts) -> Envelope:
         """Return the envelope whose message parts are ``parts`` (a sequence of bytes-like objects; copied).
 
-        Raises ProtocolError if they are not one. For tests, tools, and programs with sockets of their own.
+        Raises ProtocolError if they are not one, or more than one: see split(). For tests, tools, and programs with
+        sockets of their own.
         """
         cdef zc_msg_t message
         cdef Header header
@@ -224,9 +251,12 @@ cdef class Envelope:
             try:
                 if envelope is None:
                     size = libzmq.msg_size(&message)
-                    problem = parse_header(<const unsigned char *>libzmq.msg_data(&message), size, &header)
+                    problem = parse_part(<const unsigned char *>libzmq.msg_data(&message), size, &header)
                     if problem != NULL:
                         raise errors.ProtocolError(f"message part of {size} bytes is {problem.decode()}")
+                    if header.n_bytes != size:
+                        raise errors.ProtocolError(
+                            f"message part of {size} bytes holds several envelopes, the first of {header.n_bytes}")
                     envelope = envelope_take(&message, &header)
                 else:
                     buffers.append(part_take(&message))
@@ -351,6 +381,16 @@ cdef Envelope envelope_take(zc_msg_t *head, const Header *header):
     return envelope
 
 
+cdef Envelope envelope_share(zc_msg_t *part, size_t at, const Header *header):
+    """Return the envelope at offset ``at`` of a part that holds several, whose parsed header is ``header``."""
+    cdef Envelope envelope = Envelope.__new__(Envelope)
+    libzmq.msg_copy(&envelope.head, part)       # refers to the same memory: two headers are too long for another way
+    envelope.header = header[0]
+    envelope.data = <const unsigned char *>libzmq.msg_data(&envelope.head) + at
+    envelope.n_bytes = header.n_bytes
+    return envelope
+
+
 # -- writing ----------------------------------------------------------------------------------------------
 
 cdef inline void _store_header(unsigned char *data, const Header *header) noexcept nogil:
@@ -377,6 +417,7 @@ cdef int parcel_pack_control(Parcel *parcel, Header *header, const void *body) e
         raise MemoryError()
     parcel.parts = NULL
     parcel.n_parts = 0
+    parcel.prompt = False
     parcel.n_bytes = size
     parcel.header = <unsigned char *>libzmq.msg_data(&parcel.head)
     header.n_buffers = header.topic_bytes = header.method_bytes = 0
@@ -410,6 +451,7 @@ cdef int parcel_pack(
 
     parcel.parts = NULL
     parcel.n_parts = 0
+    parcel.prompt = False
     if buffers is not None:
         # A copy: releasing earlier buffers may run code that changes the caller's list.
         buffers = tuple(buffers)
@@ -543,6 +585,12 @@ cdef void parcel_set_remaining(Parcel *parcel, uint32_t remaining_ms) noexcept n
     zc_store32(parcel.header + 24, remaining_ms)
 
 
+cdef void parcel_hurry(Parcel *parcel) noexcept nogil:
+    """Neither the parcel nor what answers it is to wait for others to leave with."""
+    parcel.prompt = True
+    parcel.header[4] |= FLAG_PROMPT
+
+
 cdef void parcel_set_identity(Parcel *parcel, uint64_t sender, uint64_t sequence) noexcept nogil:
     """Write the identity of a parcel that was packed with room for it at the beginning of its metadata."""
     cdef unsigned char *at = (
@@ -557,6 +605,7 @@ cdef int parcel_share(Parcel *parcel, Parcel *other) except -1:
     libzmq.msg_init(&parcel.head)
     parcel.parts = NULL
     parcel.n_parts = 0
+    parcel.prompt = False
     parcel.n_bytes = other.n_bytes
     if other.n_parts:
         parcel.parts = <zc_msg_t *>PyMem_RawMalloc(other.n_parts * sizeof(zc_msg_t))
@@ -652,6 +701,27 @@ def pack(
         parcel_close(&parcel)
     release_sent_buffers()
     return parts
+
+
+def split(part) -> list[bytes]:
+    """Return the envelopes that share one message part (bytes-like; copied), in order; one is a list of one.
+
+    Raises ProtocolError if it holds anything else.
+    """
+    cdef Header header
+    cdef size_t at = 0
+    cdef bytes data = bytes(part)
+    cdef size_t size = PyBytes_GET_SIZE(data)
+    cdef const unsigned char *start = <const unsigned char *>PyBytes_AS_STRING(data)
+    cdef const char *problem = parse_part(start, size, &header)
+    cdef list envelopes = []
+    if problem != NULL:
+        raise errors.ProtocolError(f"message part of {size} bytes is {problem.decode()}")
+    while at < size:
+        parse_header(start + at, size - at, &header)
+        envelopes.append(data[at:at + header.n_bytes])
+        at += header.n_bytes
+    return envelopes
 
 
 def pinned() -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from libc.stdint cimport int64_t, uint64_t
 
+from zmqcore._outbox cimport Outbox
 from zmqcore._socket cimport SharedSocket, Waiter, Wakes
 
 # While nothing comes, a leader calls hear_nothing() this often, in ns.
@@ -16,6 +17,7 @@ cdef struct Spin:
 
 cdef class LedSocket:
     cdef SharedSocket shared    # its lock guards all that follows
+    cdef Outbox outbox          # small messages that are to leave together
     cdef Waiter leader          # of the thread that polls the socket
     cdef bint watched           # the leader is in poll(2): senders must keep the edge-trigger rule
     cdef dict followers         # Waiter -> None, in order of arrival: whose threads are parked

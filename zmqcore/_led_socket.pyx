@@ -31,7 +31,8 @@ cdef class LedSocket:
     # -- what the subclass does --------------------------------------------------------------------------
 
     cdef int drain(self) except -1:
-        """Take everything that has come, and call end_wait() for those whom it concerns."""
+        """Hand over what is held to be sent, take everything that has come, and call end_wait() for those whom it
+        concerns."""
         raise NotImplementedError
 
     cdef int hear_nothing(self) except -1:
@@ -76,6 +77,8 @@ cdef class LedSocket:
                 elif self.due:
                     # A sender has taken them before it found that it has to wait.
                     self._step_out(waiter)
+                elif self.outbox.n_bytes:
+                    self.drain()
                 else:
                     self._park(waiter, deadline)
                 overdue = deadline != NEVER and now_ns() >= deadline
@@ -106,6 +109,7 @@ cdef class LedSocket:
             spin.budget = self.shared.spin_budget() if spin.unjudged else 0
             spin.received = self.n_received_bytes
         self.watched = True
+        self.outbox.watcher_fd = waiter.write_fd
         wakes_move(&self.owed, &waiter.owed)
         self.shared.leave()
         try:
@@ -114,6 +118,7 @@ cdef class LedSocket:
         finally:
             self.shared.enter()
             self.watched = False
+            self.outbox.watcher_fd = -1
         if now_ns() - before >= SILENCE:
             self.hear_nothing()
         return 0

@@ -6,6 +6,7 @@ from libc.stdint cimport int64_t, uint64_t
 from zmqcore._duplicates cimport Senders
 from zmqcore._frame cimport Envelope, Header, Parcel
 from zmqcore._libzmq cimport zc_msg_t
+from zmqcore._outbox cimport Outbox
 from zmqcore._request cimport Answerer, Peer, Request
 from zmqcore._socket cimport SharedSocket, Waiter
 
@@ -23,6 +24,14 @@ cdef class Port(Answerer):
     cdef object aside           # deque of requests that nobody could begin yet, and that are not acknowledged
     cdef Py_ssize_t max_aside
     cdef bint setting_aside
+    cdef zc_msg_t part          # of one that holds several envelopes, of ``part_peer``: they are taken one by one
+    cdef size_t part_at         # ... and the next one is here
+    cdef Peer part_peer         # None: there is none
+    cdef bint part_delimiter
+    cdef Outbox outbox          # small replies, of the receiving thread, that are to leave together
+    cdef Peer held_for          # whom they are for; None: there are none
+    cdef unsigned long receiver     # the thread that has called receive() last
+    cdef public bint batching   # that thread answers, and receives again soon: its replies may leave together
     cdef list noticed           # requests whose watcher or on_credit is to be called
     cdef public bint inline     # the receiving thread runs the handlers, and receives while one waits for credit
     cdef Request awaited        # ... and this is its request
@@ -42,7 +51,10 @@ cdef class Port(Answerer):
     cdef int _check(self) except -1
     cdef int _part(self, Peer peer) except -1
     cdef int _take(self, list requests) except -1
-    cdef Request _take_envelope(self, Peer peer, zc_msg_t *message, bint delimiter)
+    cdef Request _take_message(self, Peer peer, zc_msg_t *message, bint delimiter)
+    cdef int _take_next(self, list requests) except -1
+    cdef Request _take_next_envelope(self)
+    cdef Request _take_envelope(self, Peer peer, Envelope envelope, Py_ssize_t n_parts, bint delimiter)
     cdef int _set_aside(self) except -1
     cdef int _hand_over(self, list requests, Py_ssize_t limit) except -1
     cdef int _give_up(self, Request request) except -1
@@ -67,5 +79,9 @@ cdef class Port(Answerer):
     cdef int _flush_acks(self, bint calls_too) except -1
     cdef int _control(self, Peer peer, int kind, uint64_t id, bytes body, bint delimiter) except -1
     cdef int _send(self, Peer peer, Parcel *parcel, bint delimiter) except -1
+    cdef int _note_unsent(self, Peer peer, int code, uint64_t n_messages) except -1
+    cdef bint _may_hold(self, Request request, Parcel *parcel) noexcept
+    cdef int _hold(self, Peer peer, Parcel *parcel) except -1
+    cdef int _flush_held(self) except -1
     cdef int _prune(self, int64_t now) except -1
     cdef int _unlock(self) except -1

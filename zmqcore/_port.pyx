@@ -27,6 +27,7 @@ import zmq
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.pythread cimport PyThread_get_thread_ident
 from libc.errno cimport EAGAIN, EHOSTUNREACH, EINTR
 from libc.stddef cimport size_t
 from libc.stdint cimport int64_t, uint64_t
@@ -34,12 +35,14 @@ from libc.string cimport memcmp, memcpy
 
 from zmqcore._duplicates cimport Sender, Senders
 from zmqcore._frame cimport (
-    FLAG_FLOW, FLAG_IDENTIFIED, HEADER_BYTES, INITIAL_CREDIT, KIND_ACK, KIND_CALL, KIND_CANCEL, KIND_CAST,
+    FLAG_FLOW, FLAG_IDENTIFIED, FLAG_PROMPT, HEADER_BYTES, INITIAL_CREDIT, KIND_ACK, KIND_CALL, KIND_CANCEL, KIND_CAST,
     KIND_CREDIT, KIND_ERROR, KIND_FANOUT, KIND_GOODBYE, KIND_HELLO, KIND_ITEM, KIND_PING, KIND_PONG, KIND_REPLY,
-    NO_DEADLINE, Envelope, Header, Parcel, envelope_take, header_begin, parcel_close, parcel_pack, parcel_pack_control,
-    parcel_send, parcel_set_ack, parse_header, part_take, release_sent_buffers, sent_buffers_held,
+    NO_DEADLINE, Envelope, Header, Parcel, envelope_share, envelope_take, header_begin, parcel_close, parcel_pack,
+    parcel_pack_control, parcel_send, parcel_set_ack, parse_header, parse_part, part_take, release_sent_buffers,
+    sent_buffers_held,
 )
 from zmqcore._libzmq cimport ZMQ_DONTWAIT, ZMQ_SNDMORE, libzmq, raise_errno, zc_msg_t
+from zmqcore._outbox cimport BATCH_BYTES, MOST_HELD_BYTES, Outbox
 from zmqcore._request cimport ACK_MESSAGES, Answerer, Peer, Request
 from zmqcore._socket cimport (
     NEVER, SharedSocket, Waiter, coarse_now_ns, deadline_after, fork_generation, handle_of, limit_silence, now_ns,
@@ -80,6 +83,12 @@ cdef class Port(Answerer):
     receive() belongs to one thread at a time, everything else is thread-safe. A forked child cannot use it.
     """
 
+    def __cinit__(self):
+        libzmq.msg_init(&self.part)
+
+    def __dealloc__(self):
+        libzmq.msg_close(&self.part)
+
     def __init__(
         self, context: zmq.Context, endpoints, *, max_bytes: int = 1 << 28, max_buffers: int = 1024,
         high_water: int = 10_000, liveness: float = 5.0, spin: float = 100e-6, configure=None,
@@ -91,7 +100,7 @@ cdef class Port(Answerer):
             socket.setsockopt(zmq.SNDHWM, high_water)
             socket.setsockopt(zmq.RCVHWM, high_water)
             socket.setsockopt(zmq.LINGER, 0)
-            socket.setsockopt(zmq.MAXMSGSIZE, max_bytes)
+            socket.setsockopt(zmq.MAXMSGSIZE, max(max_bytes, BATCH_BYTES))
             socket.setsockopt(zmq.BACKLOG, 1024)
             limit_silence(handle_of(socket), liveness, False)
             if configure is not None:
@@ -100,6 +109,7 @@ cdef class Port(Answerer):
                 socket.bind(endpoint)
                 bound.append(socket.getsockopt(zmq.LAST_ENDPOINT).rstrip(b"\0").decode())
             self.shared = SharedSocket(socket, spin)
+            self.outbox = Outbox(self.shared)
             self.waiter = Waiter()
         except BaseException:
             socket.close(linger=0)
@@ -142,7 +152,9 @@ cdef class Port(Answerer):
             if self.receiving:
                 raise errors.InternalError("two threads receive from one port")
             self.receiving = True
+            self.receiver = PyThread_get_thread_ident()
             try:
+                self._flush_held()
                 if coarse_now_ns() >= self.next_prune:
                     self._prune(coarse_now_ns())
                 while True:
@@ -299,6 +311,7 @@ cdef class Port(Answerer):
         try:
             if not self.closed:
                 try:
+                    self._flush_held()
                     # What has been finished since the last look: whoever hears of it need not send that again.
                     self._flush_acks(False)
                 except errors.ZmqcoreError:
@@ -332,6 +345,7 @@ cdef class Port(Answerer):
             "too_large": self.n_too_large, "undeliverable_replies": self.n_undeliverable,
             "dropped_replies": self.n_dropped, "received_bytes": self.n_received_bytes,
             "sent_bytes": self.n_sent_bytes,
+            "batches": self.outbox.n_batches, "batched": self.outbox.n_batched,
             "duplicates": self.n_duplicates, "senders": len(self.senders.by_name),
         }
 
@@ -359,6 +373,8 @@ cdef class Port(Answerer):
         cdef bint delimiter = False
         cdef Request request
         cdef Peer peer
+        if self.part_peer is not None:
+            return self._take_next(requests)
         libzmq.msg_init(&routing_id)
         if self.shared.receive(&routing_id) == EAGAIN:
             libzmq.msg_close(&routing_id)
@@ -373,7 +389,7 @@ cdef class Port(Answerer):
                 delimiter = True
                 self.shared.receive_rest(&message)
             peer = self._peer(&routing_id)
-            request = self._take_envelope(peer, &message, delimiter)
+            request = self._take_message(peer, &message, delimiter)
             if request is not None:
                 requests.append(request)
         finally:
@@ -398,21 +414,25 @@ cdef class Port(Answerer):
             self.last_peer = peer
         return peer
 
-    cdef Request _take_envelope(self, Peer peer, zc_msg_t *message, bint delimiter):
-        """Read the envelope that starts with ``message``; do what the protocol asks; return a request, or None."""
+    cdef Request _take_message(self, Peer peer, zc_msg_t *message, bint delimiter):
+        """Read the envelope that starts with ``message``, or the first of several; return a request, or None."""
         cdef Header header
         cdef Envelope envelope
-        cdef Request request
         cdef list buffers
         cdef Py_ssize_t n_parts = 0
         cdef size_t n_bytes = libzmq.msg_size(message)
         cdef bint more = libzmq.msg_more(message)
-        cdef const char *problem = parse_header(<const unsigned char *>libzmq.msg_data(message), n_bytes, &header)
-        if problem != NULL or header.kind == KIND_REPLY or header.kind == KIND_ERROR or header.kind == KIND_PONG \
-                or header.kind == KIND_ITEM:
+        cdef const char *problem = parse_part(<const unsigned char *>libzmq.msg_data(message), n_bytes, &header)
+        if problem != NULL or (more and header.n_bytes < n_bytes):
             self.n_garbage += 1
             self._skip(message, more)
             return None
+        if header.n_bytes < n_bytes:
+            libzmq.msg_move(&self.part, message)
+            self.part_at = 0
+            self.part_peer = peer
+            self.part_delimiter = delimiter
+            return self._take_next_envelope()
         envelope = envelope_take(message, &header)
         if more:
             buffers = []
@@ -426,6 +446,39 @@ cdef class Port(Answerer):
                     buffers.append(part_take(message))
             envelope.buffers = buffers
             envelope.n_bytes = n_bytes
+        return self._take_envelope(peer, envelope, n_parts, delimiter)
+
+    cdef int _take_next(self, list requests) except -1:
+        """Take the next envelope of a part that holds several."""
+        cdef Request request = self._take_next_envelope()
+        if request is not None:
+            requests.append(request)
+        return 0
+
+    cdef Request _take_next_envelope(self):
+        cdef Header header
+        cdef Peer peer = self.part_peer
+        cdef size_t size = libzmq.msg_size(&self.part)
+        cdef Envelope envelope
+        # It was looked at when it came.
+        parse_header(<const unsigned char *>libzmq.msg_data(&self.part) + self.part_at, size - self.part_at, &header)
+        envelope = envelope_share(&self.part, self.part_at, &header)
+        self.part_at += header.n_bytes
+        if self.part_at == size:
+            self.part_peer = None
+            libzmq.msg_close(&self.part)
+            libzmq.msg_init(&self.part)
+        return self._take_envelope(peer, envelope, 0, self.part_delimiter)
+
+    cdef Request _take_envelope(self, Peer peer, Envelope envelope, Py_ssize_t n_parts, bint delimiter):
+        """Do what the protocol asks for an envelope that has come; return a request, or None."""
+        cdef Header header = envelope.header
+        cdef Request request
+        cdef size_t n_bytes = envelope.n_bytes
+        if header.kind == KIND_REPLY or header.kind == KIND_ERROR or header.kind == KIND_PONG \
+                or header.kind == KIND_ITEM:
+            self.n_garbage += 1
+            return None
         self.n_received_bytes += n_bytes
         peer.last_seen = coarse_now_ns()
         if header.id & (BUSY_MESSAGES - 1) == 0 and header.id:
@@ -486,7 +539,7 @@ cdef class Port(Answerer):
         request.deadline = NEVER
         if header.remaining_ms != NO_DEADLINE:
             request.deadline = now_ns() + <int64_t>header.remaining_ms * 1000000
-        if n_parts != header.n_buffers or (n_parts and len(envelope.buffers) != n_parts):
+        if n_bytes > self.max_bytes or n_parts != header.n_buffers or (n_parts and len(envelope.buffers) != n_parts):
             self._count_taken(peer, &header, n_bytes)
             return self._refuse(request, n_bytes)
         if self.setting_aside:
@@ -809,6 +862,8 @@ cdef class Port(Answerer):
         request.peer.note_reply()
         try:
             self.n_replies += 1
+            if self._may_hold(request, &parcel):
+                return self._hold(request.peer, &parcel)
             return self._send(request.peer, &parcel, request.delimiter)
         finally:
             self._unlock()
@@ -839,6 +894,8 @@ cdef class Port(Answerer):
         cdef zc_msg_t part
         cdef int code = 0
         cdef size_t size = PyBytes_GET_SIZE(peer.routing_id)
+        if self.held_for is peer:
+            self._flush_held()
         if peer.flow:
             parcel_set_ack(parcel, peer.taken)
         try:
@@ -852,19 +909,7 @@ cdef class Port(Answerer):
                 code = 0
             if code != 0:
                 libzmq.msg_close(&part)
-                if code == EHOSTUNREACH:
-                    self.n_undeliverable += 1
-                    self.peers.pop(peer.routing_id, None)
-                    peer.flow = False
-                    peer.unacked = peer.unacked_one_way = 0
-                    self._give_up_streams(peer)
-                    if self.last_peer is peer:
-                        self.last_peer = None
-                elif code == EAGAIN:
-                    self.n_dropped += 1
-                else:
-                    raise_errno(code, "cannot send")
-                return 0
+                return self._note_unsent(peer, code, 1)
             if delimiter:
                 libzmq.msg_init(&part)
                 while libzmq.msg_send(&part, self.shared.handle, ZMQ_DONTWAIT | ZMQ_SNDMORE) < 0:
@@ -882,6 +927,68 @@ cdef class Port(Answerer):
                 if self.shared.readable:
                     self.waiter.wake()
         return 1
+
+    cdef int _note_unsent(self, Peer peer, int code, uint64_t n_messages) except -1:
+        """libzmq has not taken what was for ``peer``, and says why by ``code``. Return 0."""
+        if code == EHOSTUNREACH:
+            self.n_undeliverable += n_messages
+            self.peers.pop(peer.routing_id, None)
+            peer.flow = False
+            peer.unacked = peer.unacked_one_way = 0
+            self._give_up_streams(peer)
+            if self.last_peer is peer:
+                self.last_peer = None
+        elif code == EAGAIN:
+            self.n_dropped += n_messages
+        else:
+            raise_errno(code, "cannot send")
+        return 0
+
+    cdef bint _may_hold(self, Request request, Parcel *parcel) noexcept:
+        """Whether a reply can wait a moment for others to the same peer: this thread is about to answer them, or else
+        to receive again."""
+        if not self.batching or self.receiving or request.peer.outstanding == 0 or not request.peer.flow \
+                or request.delimiter or request.envelope.header.flags & FLAG_PROMPT:
+            return False
+        return parcel.n_parts == 0 and parcel.n_bytes <= MOST_HELD_BYTES \
+            and self.receiver == PyThread_get_thread_ident()
+
+    cdef int _hold(self, Peer peer, Parcel *parcel) except -1:
+        """Have ``parcel`` sent to ``peer`` with others, soon. Return 1, or 0 if these could not be sent."""
+        cdef int sent = 1
+        try:
+            if self.held_for is not peer or not self.outbox.takes(parcel.n_bytes):
+                sent = self._flush_held()
+                self.held_for = peer
+                self.outbox.address(PyBytes_AS_STRING(peer.routing_id), PyBytes_GET_SIZE(peer.routing_id))
+            parcel_set_ack(parcel, peer.taken)
+            self.outbox.add(parcel.header, parcel.n_bytes)
+            self.n_sent_bytes += parcel.n_bytes
+            peer.unacked = peer.unacked_one_way = peer.unacked_bytes = 0
+        finally:
+            parcel_close(parcel)
+        return sent
+
+    cdef int _flush_held(self) except -1:
+        """Send what is held, and note what has become of it. Return 1, or 0 if it was not sent."""
+        cdef Peer peer = self.held_for
+        cdef int code
+        cdef uint64_t n_failed
+        if peer is None:
+            return 1
+        self.outbox.flush()
+        code, n_failed = self.outbox.failed, self.outbox.n_failed
+        self.outbox.failed = 0
+        self.outbox.n_failed = 0
+        if self.outbox.n_bytes == 0:
+            self.held_for = None
+        if code == 0:
+            return 1
+        if peer.flow:
+            # It had been told with these what was taken.
+            peer.unacked = 1
+            self._owe(peer)
+        return self._note_unsent(peer, code, n_failed)
 
     cdef int _give_up_streams(self, Peer peer) except -1:
         """``peer`` has gone: who sends it items may be waiting for credit."""
@@ -907,6 +1014,7 @@ cdef class Port(Answerer):
         self.shared.leave()
         release_sent_buffers()
         if close_now:
+            self.outbox.close()
             self.waiter = None      # its eventfd goes too, however long somebody keeps the port or a request
             socket, self.shared.socket = self.shared.socket, None
             socket.close()

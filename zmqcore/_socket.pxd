@@ -33,6 +33,7 @@ cdef struct Wakes:
     int n
     int[64] fds
 
+cdef int wake_by(int write_fd) noexcept nogil
 cdef int wakes_owe(Wakes *wakes, Waiter waiter) noexcept
 cdef int wakes_move(Wakes *source, Wakes *target) noexcept
 cdef int wakes_pay(Wakes *wakes) noexcept nogil
@@ -79,6 +80,7 @@ cdef class SharedSocket:
     cdef int enter(self) except -1
     cdef int leave(self) noexcept
     cdef int read_events(self) except -1
+    cdef bint is_ready(self) noexcept nogil
     cdef int receive(self, zc_msg_t *message) except -1
     cdef int receive_rest(self, zc_msg_t *message) except -1
     cdef int64_t spin_budget(self) noexcept

@@ -372,6 +372,12 @@ cdef class Waiter:
         return 0
 
 
+cdef int wake_by(int write_fd) noexcept nogil:
+    """Wake the Waiter with this descriptor, as its wake() does."""
+    zc_wake_write(write_fd)
+    return 0
+
+
 cdef int wakes_owe(Wakes *wakes, Waiter waiter) noexcept:
     """Have ``waiter`` woken by wakes_pay(); by then it may wait for something else, which does no harm."""
     if wakes.n == MOST_WAKES:
@@ -478,6 +484,7 @@ cdef class SpinScore:
         self.score = 4
 
 
+@cython.no_gc_clear         # an Outbox may use the socket until both are freed
 cdef class SharedSocket:
     """A pyzmq socket under one lock. Takes ownership of ``socket``.
 
@@ -521,6 +528,14 @@ cdef class SharedSocket:
         self.readable = events & ZMQ_POLLIN
         self.writable = events & ZMQ_POLLOUT
         return 0
+
+    cdef bint is_ready(self) noexcept nogil:
+        """Whether who waits on ``fd`` has something to see: a message, or that the connection has gone. The lock is
+        held."""
+        cdef int events = 0
+        cdef size_t size = sizeof(int)
+        return libzmq.getsockopt(self.handle, ZMQ_EVENTS, &events, &size) != 0 \
+            or events & ZMQ_POLLIN or not events & ZMQ_POLLOUT
 
     cdef int receive(self, zc_msg_t *message) except -1:
         """Receive the first part of a message into ``message`` (initialised by the caller). The lock is held.

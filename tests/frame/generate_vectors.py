@@ -560,6 +560,20 @@ def valid() -> list[dict[str, Any]]:
     return made
 
 
+def together() -> list[dict[str, Any]]:
+    """Return the vectors of parts that hold the envelopes of other vectors, which a receiver must accept."""
+    by_name = {vector["name"]: vector for vector in valid()}
+
+    def add(name: str, text: str, holds: list[str]) -> dict[str, Any]:
+        part = "".join(by_name[each]["parts"][0] for each in holds)
+        return {"name": name, "description": text, "valid": True, "parts": [part], "holds": holds}
+
+    return [
+        add("together", "Three requests and a ping in one part.", ["call-flow", "cast", "fanout", "ping"]),
+        add("together-answers", "Two answers in one part.", ["reply", "error-raised"]),
+    ]
+
+
 def invalid() -> list[dict[str, Any]]:
     """Return the vectors that a receiver must refuse; ``layer`` says who sees it."""
     made: list[dict[str, Any]] = []
@@ -597,6 +611,16 @@ def invalid() -> list[dict[str, Any]]:
     add("truncated", "The last byte of the body is missing.", [plain[:-1]], "envelope")
     add("header-only", "The lengths announce what did not come.", [plain[:40]], "envelope")
     add("surplus-byte", "A byte behind the body.", [plain + b"\0"], "envelope")
+    add("together-surplus-byte", "A byte behind two envelopes.", [plain * 2 + b"\0"], "envelope")
+    add("together-truncated", "The second one is not whole.", [plain + plain[:-1]], "envelope")
+    add("together-magic", "The second one is none.", [plain + patched(0, 0x5A)[0]], "envelope")
+    add("together-buffer", "The second one announces a buffer.", [plain + patched(6, 1)[0]], "envelope")
+    add(
+        "together-buffers",
+        "The first one announces a buffer, which comes.",
+        [patched(6, 1)[0] + plain, b"buffer"],
+        "envelope",
+    )
     add("topic-length", "The topic is announced one byte too long.", patched(28, 10), "envelope")
     add("topic-length-longest", "65535 bytes of topic announced.", patched(28, 0xFF, 0xFF), "envelope")
     add("method-length", "The method is announced one byte too short.", patched(30, 6), "envelope")
@@ -700,7 +724,7 @@ def invalid() -> list[dict[str, Any]]:
 def files() -> dict[str, str]:
     """Return the text of each file by its name."""
     made: dict[str, str] = {}
-    for vector in (*valid(), *invalid()):
+    for vector in (*valid(), *together(), *invalid()):
         name = f"{vector['name']}.json"
         if name in made:
             raise ValueError(f"two vectors are named {name}")

@@ -506,9 +506,7 @@ def test_while_draining_calls_on_new_connections_are_refused(connect: Connect, i
 @with_and_without_workers
 def test_every_valid_call_is_answered_once(connect: Connect) -> None:
     socket = connect(zmq.DEALER)
-    calls = [
-        vector for vector in VECTORS.values() if vector["valid"] and vector["envelope"]["kind"] == "call"
-    ]
+    calls = [vector for vector in VECTORS.values() if vector.get("envelope", {}).get("kind") == "call"]
     assert len(calls) > 10
     for vector in calls:
         envelope = vector["envelope"]
@@ -525,7 +523,7 @@ def test_every_valid_call_is_answered_once(connect: Connect) -> None:
 
 def test_everything_else_that_is_valid_harms_nothing(connect: Connect) -> None:
     for name, vector in VECTORS.items():
-        if vector["valid"] and vector["envelope"]["kind"] != "call":
+        if vector.get("envelope", {"kind": "call"})["kind"] != "call":
             socket = connect(zmq.DEALER)
             socket.send_multipart([bytes.fromhex(part) for part in vector["parts"]])
             socket.send_multipart(message(CALL, 999, request()))

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from zmqcore import errors
-from zmqcore._frame import KINDS, Envelope, pack, pinned
+from zmqcore._frame import KINDS, Envelope, pack, pinned, split
 from zmqcore.codec import Limits, MsgpackCodec
 
 try:
@@ -26,7 +26,8 @@ VECTORS: dict[str, dict[str, Any]] = {
     path.stem: json.loads(path.read_text(encoding="utf-8"))
     for path in sorted((HERE / "vectors").glob("*.json"))
 }
-VALID = [name for name, vector in VECTORS.items() if vector["valid"]]
+VALID = [name for name, vector in VECTORS.items() if "envelope" in vector]
+TOGETHER = [name for name, vector in VECTORS.items() if "holds" in vector]
 WITH_VALUE = [name for name in VALID if "value" in VECTORS[name]]
 INVALID = [name for name, vector in VECTORS.items() if not vector["valid"]]
 
@@ -143,6 +144,15 @@ def test_a_valid_message_is_read(name: str) -> None:
     } == wanted
     assert [bytes(buffer) for buffer in envelope.buffers or ()] == parts[1:]
     assert envelope.n_bytes == sum(map(len, parts))
+
+
+@pytest.mark.parametrize("name", TOGETHER)
+def test_envelopes_in_one_part_are_told_apart(name: str) -> None:
+    vector = VECTORS[name]
+    (part,) = parts_of(vector)
+    assert split(part) == [parts_of(VECTORS[each])[0] for each in vector["holds"]]
+    with pytest.raises(errors.ProtocolError, match="several envelopes"):
+        Envelope.parse([part])
 
 
 @pytest.mark.parametrize("name", VALID)

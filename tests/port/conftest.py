@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -11,7 +11,7 @@ import waiting_support
 import zmq
 
 from zmqcore import errors
-from zmqcore._frame import Envelope, pack
+from zmqcore._frame import Envelope, pack, split
 from zmqcore._port import Port
 from zmqcore._request import Request
 
@@ -102,6 +102,17 @@ class Bare:
         self.socket.setsockopt(zmq.LINGER, 0)
         self.socket.connect(endpoint)
         self.sent = 0
+        self.parts = 0
+        self._come: list[Envelope] = []  # left over from a part that held more
+
+    def send_together(self, messages: Iterable[tuple[str, dict[str, Any]]], *, flags: int = 1) -> int:
+        """Send these messages, pairs of kind and fields, in one part; return the number of the last one."""
+        part = b""
+        for kind, fields in messages:
+            self.sent += 1
+            part += pack(kind, flags=flags, **{"id": self.sent, **fields})[0]
+        self.socket.send(part)
+        return self.sent
 
     def send(self, kind: str, *, flow: bool = True, **fields: Any) -> int:
         self.sent += 1
@@ -110,8 +121,12 @@ class Bare:
         return self.sent
 
     def receive(self) -> Envelope:
-        assert self.socket.poll(int(LIMIT * 1000)), "nothing comes"
-        return Envelope.parse(self.socket.recv_multipart())
+        if not self._come:
+            assert self.socket.poll(int(LIMIT * 1000)), "nothing comes"
+            head, *buffers = self.socket.recv_multipart()
+            self.parts += 1
+            self._come = [Envelope.parse([envelope, *buffers]) for envelope in split(head)]
+        return self._come.pop(0)
 
     def receive_kind(self, kind: str) -> Envelope:
         """Receive until an envelope of this kind comes."""
@@ -127,7 +142,7 @@ class Bare:
         return came
 
     def nothing_comes(self, ms: int = 60) -> bool:
-        return not self.socket.poll(ms)
+        return not self._come and not self.socket.poll(ms)
 
 
 @pytest.fixture

@@ -295,15 +295,31 @@ def test_requests_over_the_limits_are_refused_with_an_error(
 def test_a_frame_over_the_limit_ends_only_its_own_connection(
     open_port: Callable[..., Port], serve: Callable[..., Any], bare: Callable[..., Any]
 ) -> None:
-    port = open_port(max_bytes=10_000)
+    port = open_port(max_bytes=100_000)
     serve(port)
     good, bad = bare(port.endpoints[0]), bare(port.endpoints[0])
     good.send("call")
     good.receive_kind("reply")
-    bad.send("call", body=bytes(20_000))
+    bad.send("call", body=bytes(200_000))
     assert bad.nothing_comes(100)
     good.send("call", body=b"good")
     assert bytes(good.receive_kind("reply").body) == b"good"
+
+
+def test_an_envelope_over_a_limit_below_that_of_a_frame_is_refused(
+    open_port: Callable[..., Port], serve: Callable[..., Any], bare: Callable[..., Any]
+) -> None:
+    port = open_port(max_bytes=10_000)
+    serve(port)
+    client = bare(port.endpoints[0])
+    client.send("call", body=bytes(20_000))
+    assert b"10000" in bytes(client.receive_kind("error").body)
+    client.send("cast", body=bytes(20_000))
+    # Together they may be longer than one may be.
+    client.send_together([("call", {"body": bytes(9_000)})] * 4)
+    for _ in range(4):
+        assert bytes(client.receive_kind("reply").body) == bytes(9_000)
+    assert port.stats()["too_large"] == 2
 
 
 def test_replies_to_who_does_not_read_are_dropped_and_counted(

@@ -263,6 +263,7 @@ class _Reader:
         self.loop = loop
         self.thread = threading.get_ident()
         self._port = port
+        port.batching = True  # every answer is followed by a look
         self._fd = port.fd
         self._dispatcher = dispatcher
         self._coroutines = {name for name, method in dispatcher.methods.items() if _runs_as_task(method)}

@@ -122,7 +122,7 @@ class Inline(_Executor):
 
     def __init__(self, port: Port, dispatcher: Dispatcher, name: str) -> None:
         super().__init__(port, dispatcher)
-        port.inline = True
+        port.inline = port.batching = True
         self._incoming = self._batches()
         self._batch: list[Request] = []
         self._rest = iter(self._batch)
