@@ -21,7 +21,7 @@ ASAN, TRACE, WERROR = (os.environ.get(f"ZMQCORE_{name}") == "1" for name in ("AS
 MODULES = [
     *("_libzmq", "_frame", "_socket"),
     *("_encoder", "_decoder", "_body"),
-    *("_outbox", "_led_socket", "_deadlines", "_pending", "_retention", "_channel", "_loop"),
+    *("_outbox", "_led_socket", "_deadlines", "_pending", "_retention", "_window", "_channel", "_loop"),
     *("_table", "_lifecycle", "_pool"),
     *("_duplicates", "_request", "_port"),
 ]

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 # may use each other. What is not in a room's list is up or sideways.
 BASE = ["errors", "_version"]
 SOCKET = [*BASE, "_libzmq", "_frame", "_socket"]
-CHANNEL = [*SOCKET, "_outbox", "_led_socket", "_deadlines", "_pending", "_retention", "_channel"]
+CHANNEL = [*SOCKET, "_outbox", "_led_socket", "_deadlines", "_pending", "_retention", "_window", "_channel"]
 PORT = [*SOCKET, "_outbox", "_duplicates", "_request", "_port"]
 LAYERS: dict[str, list[str]] = {
     "_version": [],
@@ -35,7 +35,8 @@ LAYERS: dict[str, list[str]] = {
     "_led_socket": [*SOCKET, "_outbox"],
     "_pending": [*SOCKET, "_deadlines", "_led_socket"],
     "_retention": [*SOCKET],
-    "_channel": [*SOCKET, "_outbox", "_deadlines", "_led_socket", "_pending", "_retention"],
+    "_window": [],
+    "_channel": [*SOCKET, "_outbox", "_deadlines", "_led_socket", "_pending", "_retention", "_window"],
     "_loop": [*CHANNEL],
     "_duplicates": [*SOCKET],
     "_request": [*SOCKET, "_duplicates"],
@@ -71,7 +72,8 @@ LAYERS["oslo"] = BELOW
 LAYERS["cli"] = [*BELOW, "router"]
 
 CORE = ["_libzmq", "_frame", "_socket", "_outbox", "_led_socket", "_deadlines", "_pending", "_retention"]
-CORE += ["_channel", "_table", "_lifecycle", "_pool"]
+CORE = ["_libzmq", "_frame", "_socket", "_outbox", "_led_socket", "_deadlines", "_pending", "_retention"]
+CORE += ["_window", "_channel", "_table", "_lifecycle", "_pool"]
 CORE += ["_duplicates", "_request", "_port"]
 CODEC = ["_msgpack", "_encoder", "_decoder", "_body"]
 COMPILED = [*CORE, "_loop", *CODEC]

@@ -8,6 +8,7 @@ from zmqcore._libzmq cimport zc_msg_t
 from zmqcore._pending cimport Pending, Requester
 from zmqcore._retention cimport Lane, Retained, Retention
 from zmqcore._socket cimport Waiter
+from zmqcore._window cimport Window
 
 cdef enum State:
     STATE_CONNECTING = 0
@@ -40,11 +41,7 @@ cdef class Channel(Requester):
     cdef bint retired           # it is to close: see retire()
     cdef bytes instance         # of the port at the other end; None before its hello
 
-    # Sending: ids count up from 1; the window is what has been sent and not yet acknowledged.
-    cdef uint64_t sent_id, acked_id
-    cdef uint64_t sent_bytes, acked_bytes
-    cdef uint64_t *sent_bytes_at    # owned ring: sent_bytes after message id, at id % window_messages
-    cdef uint64_t window_messages, window_bytes
+    cdef Window window          # what has been sent and not yet acknowledged
     cdef object senders         # deque of Turn: who waits for a connection or for room in the window
 
     # What was accepted is retained, apart from the window.
@@ -109,8 +106,6 @@ cdef class Channel(Requester):
     cdef int _keep_edge(self) except -1
     cdef bint _is_polled_by_another(self) noexcept
     cdef bint _can_send_now(self, size_t size)
-    cdef bint _has_room(self, size_t size) noexcept
-    cdef int _record_sent(self, size_t size) noexcept
     cdef int _acked(self, uint64_t ack) except -1
     cdef int _wake_sender(self) except -1
     cdef bint _fits(self, Turn turn) noexcept

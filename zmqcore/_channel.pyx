@@ -13,14 +13,12 @@ only then may the port close, because libzmq drops what has not been read when a
 
 Messages that follow one another closely leave together, see ``_outbox.pyx``.
 
-The window: the port acknowledges what it has taken, cumulatively. At most ``window_messages`` and ``window_bytes``
-are unacknowledged; beyond that a sender waits until its deadline. SNDHWM is unbounded, so that POLLOUT is false
-only when there is no connection.
+The port acknowledges what it has taken, cumulatively. At most ``window_messages`` and ``window_bytes`` are
+unacknowledged, see ``_window.pyx``; beyond that a sender waits until its deadline. SNDHWM is unbounded, so that POLLOUT
+is false only when there is no connection.
 
 What is sent *accepted* is retained until the port says that it is finished, see ``_retention.pyx``. If the channel is
 lost before that, ``undelivered`` gets what is left, to be sent again elsewhere by send_again().
-
-Invariant, under the socket's lock: acked_id <= sent_id; sent_bytes - acked_bytes is what the window holds.
 """
 
 from collections import deque
@@ -29,7 +27,6 @@ import zmq
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
-from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from cpython.pythread cimport PyThread_get_thread_ident
 from libc.errno cimport EAGAIN
 from libc.stddef cimport size_t
@@ -56,15 +53,13 @@ from zmqcore._socket cimport (
     NEVER, SharedSocket, SpinScore, Waiter, Wakes, coarse_now_ns, deadline_after, deadline_from, fork_generation,
     handle_of, limit_silence, now_ns, set_option, waiter_borrow, waiter_return, wakes_move, wakes_pay,
 )
+from zmqcore._window cimport Window
 
 from zmqcore import errors
 from zmqcore._frame import KINDS
 
 __all__ = ["Channel"]
 
-# The largest window in messages. A port's libzmq holds 10,000 messages of a connection that nobody takes (its RCVHWM);
-# with more it reads nothing, not even heartbeats, and a busy server would be lost.
-cdef int MOST_WINDOW_MESSAGES = 8192
 # From so many unacknowledged messages on, further ones are held for a moment to leave together.
 cdef uint64_t HOLD_FROM = 8
 # A sender that nobody makes wait looks this often, in ns, whether something has come.
@@ -127,10 +122,7 @@ cdef class Channel(Requester):
         attention=None, undelivered=None,
     ):
         cdef void *handle
-        if not 1 <= window_messages <= MOST_WINDOW_MESSAGES or window_bytes < 1:
-            raise ValueError(
-                f"window of {window_messages} messages and {window_bytes} bytes; both must be at least 1, and the"
-                f" messages at most {MOST_WINDOW_MESSAGES}")
+        self.window = Window(window_messages, window_bytes)
         socket = context.socket(zmq.DEALER)
         try:
             handle = handle_of(socket)
@@ -150,13 +142,8 @@ cdef class Channel(Requester):
         except BaseException:
             socket.close(linger=0)
             raise
-        self.sent_bytes_at = <uint64_t *>PyMem_RawMalloc(<size_t>window_messages * sizeof(uint64_t))
-        if self.sent_bytes_at == NULL:
-            raise MemoryError()
         self.endpoint = endpoint
         self.created_ns = now_ns()
-        self.window_messages = window_messages
-        self.window_bytes = window_bytes
         self.max_bytes = max_bytes
         self.max_buffers = max_buffers
         self.attention = attention
@@ -164,9 +151,6 @@ cdef class Channel(Requester):
         self.senders = deque()
         self.acceptors = deque()
         self.flushers = {}
-
-    def __dealloc__(self):
-        PyMem_RawFree(self.sent_bytes_at)
 
     # -- what the callers use ---------------------------------------------------------------------------
 
@@ -259,7 +243,7 @@ cdef class Channel(Requester):
         cdef Parcel parcel
         cdef uint64_t id = 0
         # A hint, read without the lock: what is packed in vain costs more than to look twice.
-        if self.state != STATE_OPEN or self.sent_id - self.acked_id >= self.window_messages or self.instance is None:
+        if self.state != STATE_OPEN or self.window.n_messages() >= self.window.max_messages or self.instance is None:
             return 0
         retained = self._pack(
             &parcel, KIND_CAST if kind == "cast" else KINDS[kind], topic, method, body, buffers, metadata, codec, lane)
@@ -273,7 +257,7 @@ cdef class Channel(Requester):
                         self._transmit(&parcel, retained, lane)
                     except errors.PeerLost:
                         return 0        # nothing has left: there may be another one
-                    id = self.sent_id
+                    id = self.window.sent_id
                     self.n_casts += 1
                     self._after_sending()
         finally:
@@ -494,7 +478,7 @@ cdef class Channel(Requester):
         self.shared.enter()
         try:
             if self.state != STATE_CLOSED:
-                self.retention.give_up(self.sent_id + 1)
+                self.retention.give_up(self.window.sent_id + 1)
                 self.state = STATE_CLOSED
                 self._end_all(OUTCOME_CLOSED)
         finally:
@@ -519,7 +503,7 @@ cdef class Channel(Requester):
         return self.is_clean()
 
     cdef bint is_clean(self) noexcept:
-        return self.acked_id == self.sent_id and self.retention.n_messages == 0 and not self.pending \
+        return self.window.acked_id == self.window.sent_id and self.retention.n_messages == 0 and not self.pending \
             and not self.senders
 
     @property
@@ -553,9 +537,9 @@ cdef class Channel(Requester):
             "calls": self.n_calls, "casts": self.n_casts, "replies": self.n_replies, "items": self.n_items,
             "late_replies": self.n_late,
             "garbage": self.n_garbage, "timeouts": self.n_timeouts, "cancelled": self.n_cancelled,
-            "lost": self.n_lost, "window_waits": self.n_window_waits, "sent_bytes": self.sent_bytes,
+            "lost": self.n_lost, "window_waits": self.n_window_waits, "sent_bytes": self.window.sent_bytes,
             "received_bytes": self.n_received_bytes, "outstanding_calls": len(self.pending),
-            "window_messages": self.sent_id - self.acked_id, "window_bytes": self.sent_bytes - self.acked_bytes,
+            "window_messages": self.window.n_messages(), "window_bytes": self.window.n_bytes(),
             "accepted": self.retention.n_accepted, "sent_again": self.n_sent_again,
             "finished": self.retention.n_finished,
             "retained": self.retention.n_messages,
@@ -566,7 +550,7 @@ cdef class Channel(Requester):
 
     def __repr__(self) -> str:
         return (f"<Channel {self.endpoint} {_STATE_NAMES[self.state]}, {len(self.pending)} calls and"
-                f" {self.sent_id - self.acked_id} messages outstanding>")
+                f" {self.window.n_messages()} messages outstanding>")
 
     # -- sending -----------------------------------------------------------------------------------------
 
@@ -667,7 +651,7 @@ cdef class Channel(Requester):
         if retained is not None and (self.acceptors or not self.retention.has_room(parcel.n_bytes)):
             self.n_retain_waits += 1
             self._wait_in_turn(self.acceptors, parcel.n_bytes, pending.started, deadline if wait else 0, True)
-        if self.senders or self.state != STATE_OPEN or not self._has_room(parcel.n_bytes):
+        if self.senders or self.state != STATE_OPEN or not self.window.has_room(parcel.n_bytes):
             if self.state == STATE_OPEN:
                 self.n_window_waits += 1
             self._wait_in_turn(self.senders, parcel.n_bytes, pending.started, deadline if wait else 0, False)
@@ -678,14 +662,14 @@ cdef class Channel(Requester):
         if carries_deadline:
             parcel_set_remaining(parcel, remaining_ms(deadline))
         self._transmit(parcel, retained, lane)
-        pending.id = self.sent_id
+        pending.id = self.window.sent_id
         if expects_reply:
             self.pending[pending.id] = pending
         return self._after_sending()
 
     cdef int _look_sometimes(self, int64_t now) except -1:
         """Acknowledgements and a goodbye must be taken now and then even if nobody ever waits."""
-        if (self.sent_id - self.acked_id) & 127 == 127 or now - self.last_drain > LOOK_INTERVAL:
+        if self.window.n_messages() & 127 == 127 or now - self.last_drain > LOOK_INTERVAL:
             self.drain()
         return 0
 
@@ -693,7 +677,7 @@ cdef class Channel(Requester):
         """Hand ``parcel`` to libzmq under the next id. The connection is there, and room; the lock is held."""
         cdef size_t size = parcel.n_bytes
         cdef int code
-        parcel_set_id(parcel, self.sent_id + 1)
+        parcel_set_id(parcel, self.window.sent_id + 1)
         if retained is not None and not retained.packed:
             self.retention.begin(retained, lane, parcel)
         code = self._hold(parcel) if self._may_hold(parcel) else self._send_at_once(parcel)
@@ -703,10 +687,9 @@ cdef class Channel(Requester):
             # SNDHWM is unbounded: EAGAIN means that the connection has gone.
             self._lose("the connection broke")
             self._raise_gone()
-        self.sent_id += 1
-        self._record_sent(size)
+        self.window.send(size)
         if retained is not None:
-            self.retention.add(retained, lane, self.sent_id)
+            self.retention.add(retained, lane, self.window.sent_id)
             lane.channel = self
         return 0
 
@@ -715,7 +698,7 @@ cdef class Channel(Requester):
 
         Not where somebody polls the descriptor who would not notice that its edge was swallowed later.
         """
-        return self.sent_id - self.acked_id >= HOLD_FROM and parcel.n_parts == 0 and not parcel.prompt \
+        return self.window.n_messages() >= HOLD_FROM and parcel.n_parts == 0 and not parcel.prompt \
             and parcel.n_bytes <= MOST_HELD_BYTES and not (self.attended and self._is_polled_by_another())
 
     cdef int _hold(self, Parcel *parcel) except -1:
@@ -753,26 +736,16 @@ cdef class Channel(Requester):
         return self.n_hurried > 0 or self.on_clean is not None
 
     cdef bint _can_send_now(self, size_t size):
-        return self.state == STATE_OPEN and not (self.goodbye or self.retired or self.senders) and self._has_room(size)
-
-    cdef bint _has_room(self, size_t size) noexcept:
-        cdef uint64_t held = self.sent_bytes - self.acked_bytes
-        return self.sent_id - self.acked_id < self.window_messages and (
-            held == 0 or held + size <= self.window_bytes)
-
-    cdef int _record_sent(self, size_t size) noexcept:
-        self.sent_bytes += size
-        self.sent_bytes_at[self.sent_id % self.window_messages] = self.sent_bytes
-        return 0
+        return self.state == STATE_OPEN and not (self.goodbye or self.retired or self.senders) \
+            and self.window.has_room(size)
 
     cdef int _acked(self, uint64_t ack) except -1:
         """The port has taken everything up to ``ack``."""
-        if ack > self.acked_id:
-            if ack > self.sent_id:
+        if ack > self.window.acked_id:
+            if ack > self.window.sent_id:
                 self.n_garbage += 1         # acknowledges what was never sent
                 return 0
-            self.acked_id = ack
-            self.acked_bytes = self.sent_bytes_at[ack % self.window_messages]
+            self.window.acknowledge(ack)
             if self.retention.barring:
                 self.retention.unbar(ack)
             if self.senders:
@@ -793,7 +766,7 @@ cdef class Channel(Requester):
         return 0
 
     cdef bint _fits(self, Turn turn) noexcept:
-        return self.retention.has_room(turn.size) if turn.retains else self._has_room(turn.size)
+        return self.retention.has_room(turn.size) if turn.retains else self.window.has_room(turn.size)
 
     cdef int _wait_in_turn(
         self, object queue, size_t size, int64_t started, int64_t deadline, bint retains,
@@ -861,9 +834,9 @@ cdef class Channel(Requester):
                 f" {self.retention.n_bytes} bytes (limits {self.retention.max_messages} and"
                 f" {self.retention.max_bytes}); gave up after {waited:.3g} s; this message had not been sent")
         raise errors.Overloaded(
-            f"{self.endpoint} has taken nothing for too long: {self.sent_id - self.acked_id} messages and"
-            f" {self.sent_bytes - self.acked_bytes} bytes are unacknowledged (limits {self.window_messages} and"
-            f" {self.window_bytes}); gave up after {waited:.3g} s; this message had not been sent")
+            f"{self.endpoint} has taken nothing for too long: {self.window.n_messages()} messages and"
+            f" {self.window.n_bytes()} bytes are unacknowledged (limits {self.window.max_messages} and"
+            f" {self.window.max_bytes}); gave up after {waited:.3g} s; this message had not been sent")
 
     # -- what is retained ----------------------------------------------------------------------------------
 
@@ -878,7 +851,7 @@ cdef class Channel(Requester):
 
     cdef int _finished_to(self, uint64_t id) except -1:
         """The port has finished everything up to ``id`` that was accepted."""
-        if id > self.sent_id:
+        if id > self.window.sent_id:
             self.n_garbage += 1             # what was never sent
             return 0
         self.retention.finish(id)
@@ -1036,7 +1009,7 @@ cdef class Channel(Requester):
         elif header.kind == KIND_GOODBYE:
             self.goodbye = True
             self.parted = False
-            self.retention.bar(self.acked_id)
+            self.retention.bar(self.window.acked_id)
             self._end_turns()       # they go elsewhere
         elif header.kind == KIND_ACK:
             if header.id:
@@ -1075,7 +1048,7 @@ cdef class Channel(Requester):
         """The port has seen this connection's first message, number ``envelope.id``: earlier ones it never got."""
         cdef uint64_t first = envelope.header.id
         cdef Pending pending
-        if envelope.header.body_bytes < 16 or first == 0 or first > self.sent_id:
+        if envelope.header.body_bytes < 16 or first == 0 or first > self.window.sent_id:
             self.n_garbage += 1
             return 0
         # Even what was taken: the port counts what is finished for each connection anew.
@@ -1085,8 +1058,8 @@ cdef class Channel(Requester):
         if envelope.header.body_bytes >= 28:
             self.max_bytes = min(self.max_bytes, int.from_bytes(envelope.body[16:24], "little"))
             self.max_buffers = min(self.max_buffers, int.from_bytes(envelope.body[24:28], "little"))
-        if first - 1 > self.acked_id:
-            self.n_lost += first - 1 - self.acked_id
+        if first - 1 > self.window.acked_id:
+            self.n_lost += first - 1 - self.window.acked_id
             for number in [number for number in self.pending if number < first]:
                 pending = self.pending.pop(number)
                 self.finish(pending, OUTCOME_LOST)
@@ -1104,11 +1077,10 @@ cdef class Channel(Requester):
         cdef Header header
         if self.state != STATE_OPEN or not self.pending or coarse_now_ns() - self.last_heard < SILENCE:
             return 0
-        header_begin(&header, KIND_PING, FLAG_FLOW, self.sent_id + 1)
+        header_begin(&header, KIND_PING, FLAG_FLOW, self.window.sent_id + 1)
         parcel_pack_control(&parcel, &header, NULL)
-        if self._has_room(parcel.n_bytes) and self._send_at_once(&parcel) == 0:
-            self.sent_id += 1
-            self._record_sent(HEADER_BYTES)
+        if self.window.has_room(parcel.n_bytes) and self._send_at_once(&parcel) == 0:
+            self.window.send(HEADER_BYTES)
         parcel_close(&parcel)
         return 0
 
@@ -1135,18 +1107,17 @@ cdef class Channel(Requester):
     cdef int _lose(self, str reason) except -1:
         """The connection has gone: everything outstanding has failed."""
         # First: once another channel can take its place, what was sent here bars the way.
-        self.retention.give_up(self.sent_id + 1)
+        self.retention.give_up(self.window.sent_id + 1)
         self.state = STATE_LOST
         self.lost_reason = reason
-        self.n_lost += self.sent_id - self.acked_id
+        self.n_lost += self.window.n_messages()
         return self._end_all(OUTCOME_LOST)
 
     cdef int _end_all(self, int outcome) except -1:
         self.finish_all(outcome)
         self._end_turns()
         self._wake_flushers()
-        self.acked_id = self.sent_id
-        self.acked_bytes = self.sent_bytes
+        self.window.empty()
         return 0
 
     cdef int tell(self, int kind, uint64_t id, bytes body=b"") except -1:

@@ -233,7 +233,7 @@ cdef class LoopCalls:
             return None
         channel = driven.channel
         if channel.state != STATE_OPEN or channel.goodbye or channel.senders \
-                or channel.sent_id - channel.acked_id >= channel.window_messages:
+                or channel.window.n_messages() >= channel.window.max_messages:
             return None
         if driven.must_hear_hello(request):
             return None

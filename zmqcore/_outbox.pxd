@@ -37,7 +37,7 @@ cdef class Outbox:
     cdef int n_messages
     cdef unsigned char[255] routing_id      # of whom they are for, on a ROUTER
     cdef size_t routing_bytes
-    cdef int watcher_fd             # of the Waiter of who is in poll(2) on the socket: flushing may swallow the edge; or -1
+    cdef int watcher_fd             # of the Waiter of who is in poll(2) on the socket, or -1: see _flush_held()
     cdef int failed                 # libzmq's errno, when what was held could not be sent, and was dropped ...
     cdef uint64_t n_failed          # ... and how many messages that were, until somebody has taken note
     cdef readonly uint64_t n_batches, n_batched
