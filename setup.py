@@ -23,7 +23,7 @@ MODULES = [
     *("_encoder", "_decoder", "_body"),
     *("_outbox", "_led_socket", "_deadlines", "_pending", "_retention", "_window", "_channel", "_loop"),
     *("_table", "_lifecycle", "_pool"),
-    *("_duplicates", "_request", "_port"),
+    *("_inbox", "_duplicates", "_request", "_port"),
 ]
 
 # Windows is not supported. There only the Python files are installed: importing them says so, and what is missing.

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 BASE = ["errors", "_version"]
 SOCKET = [*BASE, "_libzmq", "_frame", "_socket"]
 CHANNEL = [*SOCKET, "_outbox", "_led_socket", "_deadlines", "_pending", "_retention", "_window", "_channel"]
-PORT = [*SOCKET, "_outbox", "_duplicates", "_request", "_port"]
+PORT = [*SOCKET, "_outbox", "_inbox", "_duplicates", "_request", "_port"]
 LAYERS: dict[str, list[str]] = {
     "_version": [],
     "errors": [],
@@ -38,9 +38,10 @@ LAYERS: dict[str, list[str]] = {
     "_window": [],
     "_channel": [*SOCKET, "_outbox", "_deadlines", "_led_socket", "_pending", "_retention", "_window"],
     "_loop": [*CHANNEL],
+    "_inbox": [*SOCKET],
     "_duplicates": [*SOCKET],
     "_request": [*SOCKET, "_duplicates"],
-    "_port": [*SOCKET, "_outbox", "_duplicates", "_request"],
+    "_port": [*SOCKET, "_outbox", "_inbox", "_duplicates", "_request"],
     "_table": [*CHANNEL],
     "_lifecycle": [*CHANNEL, "_table"],
     "_pool": [*CHANNEL, "_table", "_lifecycle"],
@@ -72,9 +73,8 @@ LAYERS["oslo"] = BELOW
 LAYERS["cli"] = [*BELOW, "router"]
 
 CORE = ["_libzmq", "_frame", "_socket", "_outbox", "_led_socket", "_deadlines", "_pending", "_retention"]
-CORE = ["_libzmq", "_frame", "_socket", "_outbox", "_led_socket", "_deadlines", "_pending", "_retention"]
 CORE += ["_window", "_channel", "_table", "_lifecycle", "_pool"]
-CORE += ["_duplicates", "_request", "_port"]
+CORE += ["_inbox", "_duplicates", "_request", "_port"]
 CODEC = ["_msgpack", "_encoder", "_decoder", "_body"]
 COMPILED = [*CORE, "_loop", *CODEC]
 

@@ -6,6 +6,8 @@ __all__ = ["Outbox"]
 
 @final
 class Outbox:
-    n_batches: int
-    n_batched: int
+    @property
+    def n_batches(self) -> int: ...
+    @property
+    def n_batched(self) -> int: ...
     def __init__(self, shared: SharedSocket) -> None: ...

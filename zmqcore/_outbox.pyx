@@ -179,7 +179,7 @@ if zc_list_begin(_flush_held) != 0:
 cdef class Outbox:
     """What is held for one socket, and there for one destination at a time."""
 
-    def __cinit__(self, SharedSocket shared not None):
+    def __init__(self, SharedSocket shared not None):
         self.shared = shared
         self.held.outbox = <void *>self
         self.watcher_fd = -1

@@ -5,6 +5,7 @@ from libc.stdint cimport int64_t, uint64_t
 
 from zmqcore._duplicates cimport Senders
 from zmqcore._frame cimport Envelope, Header, Parcel
+from zmqcore._inbox cimport Inbox
 from zmqcore._libzmq cimport zc_msg_t
 from zmqcore._outbox cimport Outbox
 from zmqcore._request cimport Answerer, Peer, Request
@@ -24,10 +25,7 @@ cdef class Port(Answerer):
     cdef object aside           # deque of requests that nobody could begin yet, and that are not acknowledged
     cdef Py_ssize_t max_aside
     cdef bint setting_aside
-    cdef zc_msg_t part          # of one that holds several envelopes, of ``part_peer``: they are taken one by one
-    cdef size_t part_at         # ... and the next one is here
-    cdef Peer part_peer         # None: there is none
-    cdef bint part_delimiter
+    cdef Inbox inbox            # what comes, one envelope at a time
     cdef Outbox outbox          # small replies, of the receiving thread, that are to leave together
     cdef Peer held_for          # whom they are for; None: there are none
     cdef unsigned long receiver     # the thread that has called receive() last
@@ -51,10 +49,10 @@ cdef class Port(Answerer):
     cdef int _check(self) except -1
     cdef int _part(self, Peer peer) except -1
     cdef int _take(self, list requests) except -1
-    cdef Request _take_message(self, Peer peer, zc_msg_t *message, bint delimiter)
-    cdef int _take_next(self, list requests) except -1
-    cdef Request _take_next_envelope(self)
-    cdef Request _take_envelope(self, Peer peer, Envelope envelope, Py_ssize_t n_parts, bint delimiter)
+    cdef Request _take_envelope(self, Peer peer, Envelope envelope)
+    cdef int _greet(self, Peer peer, uint64_t id) except -1
+    cdef int _take_control(self, Peer peer, Envelope envelope) except -1
+    cdef Request _make_request(self, Peer peer, Envelope envelope)
     cdef int _set_aside(self) except -1
     cdef int _hand_over(self, list requests, Py_ssize_t limit) except -1
     cdef int _give_up(self, Request request) except -1
@@ -67,7 +65,6 @@ cdef class Port(Answerer):
     cdef bytes _topic_of(self, Envelope envelope)
     cdef str _method_of(self, Envelope envelope)
     cdef Request _refuse(self, Request request, size_t n_bytes)
-    cdef int _skip(self, zc_msg_t *message, bint more) except -1
     cdef Peer _peer(self, zc_msg_t *routing_id)
     cdef int _count_taken(self, Peer peer, Header *header, size_t n_bytes) except -1
     cdef bint _is_duplicate(self, Request request) except -1

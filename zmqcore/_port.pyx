@@ -37,10 +37,10 @@ from zmqcore._duplicates cimport Sender, Senders
 from zmqcore._frame cimport (
     FLAG_FLOW, FLAG_IDENTIFIED, FLAG_PROMPT, HEADER_BYTES, INITIAL_CREDIT, KIND_ACK, KIND_CALL, KIND_CANCEL, KIND_CAST,
     KIND_CREDIT, KIND_ERROR, KIND_FANOUT, KIND_GOODBYE, KIND_HELLO, KIND_ITEM, KIND_PING, KIND_PONG, KIND_REPLY,
-    NO_DEADLINE, Envelope, Header, Parcel, envelope_share, envelope_take, header_begin, parcel_close, parcel_pack,
-    parcel_pack_control, parcel_send, parcel_set_ack, parse_header, parse_part, part_take, release_sent_buffers,
-    sent_buffers_held,
+    NO_DEADLINE, Envelope, Header, Parcel, header_begin, parcel_close, parcel_pack, parcel_pack_control, parcel_send,
+    parcel_set_ack, release_sent_buffers, sent_buffers_held,
 )
+from zmqcore._inbox cimport Inbox
 from zmqcore._libzmq cimport ZMQ_DONTWAIT, ZMQ_SNDMORE, libzmq, raise_errno, zc_msg_t
 from zmqcore._outbox cimport BATCH_BYTES, MOST_HELD_BYTES, Outbox
 from zmqcore._request cimport ACK_MESSAGES, Answerer, Peer, Request
@@ -70,6 +70,12 @@ cdef inline bint _is_accepted(const Header *header) noexcept nogil:
     return header.flags & FLAG_IDENTIFIED and (header.kind == KIND_CAST or header.kind == KIND_FANOUT)
 
 
+cdef inline bint _is_answer(const Header *header) noexcept nogil:
+    """Whether it is what only a port may send."""
+    return header.kind == KIND_REPLY or header.kind == KIND_ERROR or header.kind == KIND_PONG \
+        or header.kind == KIND_ITEM
+
+
 @cython.final
 cdef class Port(Answerer):
     """Bind a ROUTER socket of ``context`` to each of ``endpoints`` (``tcp://127.0.0.1:*`` takes a free port).
@@ -82,12 +88,6 @@ cdef class Port(Answerer):
 
     receive() belongs to one thread at a time, everything else is thread-safe. A forked child cannot use it.
     """
-
-    def __cinit__(self):
-        libzmq.msg_init(&self.part)
-
-    def __dealloc__(self):
-        libzmq.msg_close(&self.part)
 
     def __init__(
         self, context: zmq.Context, endpoints, *, max_bytes: int = 1 << 28, max_buffers: int = 1024,
@@ -109,6 +109,7 @@ cdef class Port(Answerer):
                 socket.bind(endpoint)
                 bound.append(socket.getsockopt(zmq.LAST_ENDPOINT).rstrip(b"\0").decode())
             self.shared = SharedSocket(socket, spin)
+            self.inbox = Inbox(self.shared, max_bytes, max_buffers)
             self.outbox = Outbox(self.shared)
             self.waiter = Waiter()
         except BaseException:
@@ -368,33 +369,19 @@ cdef class Port(Answerer):
         return 0
 
     cdef int _take(self, list requests) except -1:
-        """Take one message; append it to ``requests`` if it is one. Return 0, or EAGAIN if there was none."""
-        cdef zc_msg_t routing_id, message
-        cdef bint delimiter = False
+        """Take one envelope; append it to ``requests`` if it is one. Return 0, or EAGAIN if there was none."""
+        cdef Inbox inbox = self.inbox
+        cdef Envelope envelope
         cdef Request request
-        cdef Peer peer
-        if self.part_peer is not None:
-            return self._take_next(requests)
-        libzmq.msg_init(&routing_id)
-        if self.shared.receive(&routing_id) == EAGAIN:
-            libzmq.msg_close(&routing_id)
+        if inbox.take() == EAGAIN:
             return EAGAIN
-        libzmq.msg_init(&message)
-        try:
-            if not libzmq.msg_more(&routing_id):
-                self.n_garbage += 1
-                return 0
-            self.shared.receive_rest(&message)
-            if libzmq.msg_size(&message) == 0 and libzmq.msg_more(&message):
-                delimiter = True
-                self.shared.receive_rest(&message)
-            peer = self._peer(&routing_id)
-            request = self._take_message(peer, &message, delimiter)
-            if request is not None:
-                requests.append(request)
-        finally:
-            libzmq.msg_close(&routing_id)
-            libzmq.msg_close(&message)
+        envelope, inbox.envelope = inbox.envelope, None
+        if envelope is None or _is_answer(&envelope.header):
+            self.n_garbage += 1
+            return 0
+        request = self._take_envelope(self._peer(&inbox.routing_id), envelope)
+        if request is not None:
+            requests.append(request)
         return 0
 
     cdef Peer _peer(self, zc_msg_t *routing_id):
@@ -414,97 +401,19 @@ cdef class Port(Answerer):
             self.last_peer = peer
         return peer
 
-    cdef Request _take_message(self, Peer peer, zc_msg_t *message, bint delimiter):
-        """Read the envelope that starts with ``message``, or the first of several; return a request, or None."""
-        cdef Header header
-        cdef Envelope envelope
-        cdef list buffers
-        cdef Py_ssize_t n_parts = 0
-        cdef size_t n_bytes = libzmq.msg_size(message)
-        cdef bint more = libzmq.msg_more(message)
-        cdef const char *problem = parse_part(<const unsigned char *>libzmq.msg_data(message), n_bytes, &header)
-        if problem != NULL or (more and header.n_bytes < n_bytes):
-            self.n_garbage += 1
-            self._skip(message, more)
-            return None
-        if header.n_bytes < n_bytes:
-            libzmq.msg_move(&self.part, message)
-            self.part_at = 0
-            self.part_peer = peer
-            self.part_delimiter = delimiter
-            return self._take_next_envelope()
-        envelope = envelope_take(message, &header)
-        if more:
-            buffers = []
-            while more:
-                self.shared.receive_rest(message)
-                more = libzmq.msg_more(message)
-                n_bytes += libzmq.msg_size(message)
-                n_parts += 1
-                # Over a limit the rest is dropped part by part; nothing is kept.
-                if len(buffers) < header.n_buffers and len(buffers) < self.max_buffers and n_bytes <= self.max_bytes:
-                    buffers.append(part_take(message))
-            envelope.buffers = buffers
-            envelope.n_bytes = n_bytes
-        return self._take_envelope(peer, envelope, n_parts, delimiter)
-
-    cdef int _take_next(self, list requests) except -1:
-        """Take the next envelope of a part that holds several."""
-        cdef Request request = self._take_next_envelope()
-        if request is not None:
-            requests.append(request)
-        return 0
-
-    cdef Request _take_next_envelope(self):
-        cdef Header header
-        cdef Peer peer = self.part_peer
-        cdef size_t size = libzmq.msg_size(&self.part)
-        cdef Envelope envelope
-        # It was looked at when it came.
-        parse_header(<const unsigned char *>libzmq.msg_data(&self.part) + self.part_at, size - self.part_at, &header)
-        envelope = envelope_share(&self.part, self.part_at, &header)
-        self.part_at += header.n_bytes
-        if self.part_at == size:
-            self.part_peer = None
-            libzmq.msg_close(&self.part)
-            libzmq.msg_init(&self.part)
-        return self._take_envelope(peer, envelope, 0, self.part_delimiter)
-
-    cdef Request _take_envelope(self, Peer peer, Envelope envelope, Py_ssize_t n_parts, bint delimiter):
+    cdef Request _take_envelope(self, Peer peer, Envelope envelope):
         """Do what the protocol asks for an envelope that has come; return a request, or None."""
-        cdef Header header = envelope.header
-        cdef Request request
-        cdef size_t n_bytes = envelope.n_bytes
-        if header.kind == KIND_REPLY or header.kind == KIND_ERROR or header.kind == KIND_PONG \
-                or header.kind == KIND_ITEM:
-            self.n_garbage += 1
-            return None
-        self.n_received_bytes += n_bytes
+        cdef Header *header = &envelope.header
+        self.n_received_bytes += envelope.n_bytes
         peer.last_seen = coarse_now_ns()
         if header.id & (BUSY_MESSAGES - 1) == 0 and header.id:
             peer.busy_at = peer.last_seen
         if header.flags & FLAG_FLOW and not peer.flow:
-            peer.flow = True
-            self.peers[peer.routing_id] = peer
-            self._control(peer, KIND_HELLO, header.id, self.hello, delimiter)
-            if self.leaving:
-                peer.late = True
-                self._part(peer)
-        if header.kind == KIND_PING:
-            self._count_in_turn(peer, &header, n_bytes)
-            self._control(peer, KIND_PONG, header.id, b"", delimiter)
-            return None
-        if header.kind == KIND_GOODBYE:
-            peer.parted = True
-            if peer.told:
-                return None
-            self.peers.pop(peer.routing_id, None)
-            if self.last_peer is peer:
-                self.last_peer = None
-            return None
-        if peer.late and (header.kind == KIND_CALL or _is_accepted(&header)):
-            self._count_taken(peer, &header, n_bytes)
-            self._control(peer, KIND_ERROR, header.id, b"Draining: the server takes nothing new", delimiter)
+            self._greet(peer, header.id)
+        if peer.late and (header.kind == KIND_CALL or _is_accepted(header)):
+            self._count_taken(peer, header, envelope.n_bytes)
+            self._control(
+                peer, KIND_ERROR, header.id, b"Draining: the server takes nothing new", self.inbox.delimiter)
             # It must have read that before the port is closed: else it cannot know that nothing was executed.
             peer.note_reply()
             peer.parted = False
@@ -517,35 +426,69 @@ cdef class Port(Answerer):
         elif header.kind == KIND_FANOUT:
             self.n_fanouts += 1
         else:
-            if header.kind == KIND_CANCEL or header.kind == KIND_CREDIT:
-                request = peer.find(header.id)
-                if request is not None:
-                    if header.kind == KIND_CANCEL:
-                        self._give_up(request)
-                    else:
-                        self._add_credit(request, envelope)
-            return None         # an ack, a hello: nothing that a port acts on
-        request = Request.__new__(Request)
+            self._take_control(peer, envelope)
+            return None
+        return self._make_request(peer, envelope)
+
+    cdef int _greet(self, Peer peer, uint64_t id) except -1:
+        """``peer``'s first message that counts on acknowledgements has come."""
+        peer.flow = True
+        self.peers[peer.routing_id] = peer
+        self._control(peer, KIND_HELLO, id, self.hello, self.inbox.delimiter)
+        if self.leaving:
+            peer.late = True
+            self._part(peer)
+        return 0
+
+    cdef int _take_control(self, Peer peer, Envelope envelope) except -1:
+        """What has come is no request. An ack or a hello says nothing to a port."""
+        cdef Header *header = &envelope.header
+        cdef Request request
+        if header.kind == KIND_PING:
+            self._count_in_turn(peer, header, envelope.n_bytes)
+            self._control(peer, KIND_PONG, header.id, b"", self.inbox.delimiter)
+        elif header.kind == KIND_GOODBYE:
+            peer.parted = True
+            if not peer.told:
+                self.peers.pop(peer.routing_id, None)
+                if self.last_peer is peer:
+                    self.last_peer = None
+        elif header.kind == KIND_CANCEL or header.kind == KIND_CREDIT:
+            request = peer.find(header.id)
+            if request is None:
+                return 0
+            if header.kind == KIND_CANCEL:
+                self._give_up(request)
+            else:
+                self._add_credit(request, envelope)
+        return 0
+
+    cdef Request _make_request(self, Peer peer, Envelope envelope):
+        """Return the request that has come; None if it is refused, or has come before."""
+        cdef Header *header = &envelope.header
+        cdef Py_ssize_t n_buffers = self.inbox.n_buffers
+        cdef Request request = Request.__new__(Request)
         request.port = self
         request.peer = peer
         request.envelope = envelope
-        if _is_accepted(&header) and self._is_duplicate(request):
-            self._count_in_turn(peer, &header, n_bytes)
+        if _is_accepted(header) and self._is_duplicate(request):
+            self._count_in_turn(peer, header, envelope.n_bytes)
             return None
-        request.delimiter = delimiter
+        request.delimiter = self.inbox.delimiter
         request.topic = self._topic_of(envelope)
         request.method = self._method_of(envelope)
         request.credit = INITIAL_CREDIT
         request.deadline = NEVER
         if header.remaining_ms != NO_DEADLINE:
             request.deadline = now_ns() + <int64_t>header.remaining_ms * 1000000
-        if n_bytes > self.max_bytes or n_parts != header.n_buffers or (n_parts and len(envelope.buffers) != n_parts):
-            self._count_taken(peer, &header, n_bytes)
-            return self._refuse(request, n_bytes)
+        if envelope.n_bytes > self.max_bytes or n_buffers != header.n_buffers \
+                or (n_buffers and len(envelope.buffers) != n_buffers):
+            self._count_taken(peer, header, envelope.n_bytes)
+            return self._refuse(request, envelope.n_bytes)
         if self.setting_aside:
             peer.n_aside += 1
         else:
-            self._count_taken(peer, &header, n_bytes)
+            self._count_taken(peer, header, envelope.n_bytes)
         if header.kind == KIND_CALL:
             peer.link(request)
         return request
@@ -700,13 +643,6 @@ cdef class Port(Answerer):
         elif request.sender is not None:
             self._note_finished(request)        # it would be no better the next time
         return None
-
-    cdef int _skip(self, zc_msg_t *message, bint more) except -1:
-        """Drop what is left of a multipart message."""
-        while more:
-            self.shared.receive_rest(message)
-            more = libzmq.msg_more(message)
-        return 0
 
     # -- acknowledging -----------------------------------------------------------------------------------
 
