@@ -12,7 +12,11 @@ from hypothesis import strategies as st
 from zmqcore.cli.arguments import ArgumentsError, method_arguments, word_value
 
 JSON_VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    st.none()
+    | st.booleans()
+    | st.integers(-(1 << 63), (1 << 64) - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
     max_leaves=12,
 )
@@ -119,3 +123,17 @@ def test_plain_text_gets_no_note() -> None:
     notes: list[str] = []
     method_arguments(["sku-1", "42", "{}", "a=b"], note=notes.append)
     assert notes == []
+
+
+@pytest.mark.parametrize("number", [1 << 64, -(1 << 63) - 1, 10**100])
+def test_an_integer_that_cannot_be_sent_is_refused(number: int) -> None:
+    """Before anything is sent; nor is it taken for text."""
+    for words, kwargs in (
+        ([str(number)], None),
+        ([f"a={number}"], None),
+        ([f"[{number}]"], None),
+        ([], f'{{"a": {number}}}'),
+    ):
+        with pytest.raises(ArgumentsError, match="does not fit into 64 bits"):
+            method_arguments(words, kwargs)
+    assert method_arguments([f'"{number}"']) == ([str(number)], {})

@@ -21,18 +21,30 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
+def _int64(digits: str) -> int:
+    value = int(digits)
+    if not -(1 << 63) <= value < 1 << 64:
+        raise ArgumentsError(
+            f"{digits[:40]} does not fit into 64 bits; as text it is written '\"{digits[:40]}\"'"
+        )
+    return value
+
+
 def _parse(text: str) -> Any:
-    return json.loads(text, parse_constant=_no_constant)
+    return json.loads(text, parse_constant=_no_constant, parse_int=_int64)
 
 
 def word_value(word: str, note: Callable[[str], None] | None = None) -> Any:
     """Return the JSON value that *word* spells, or *word* itself if it is not JSON.
 
     *note* is called with a sentence if the word looks like an object, array or string that has a mistake in
-    it: it is text all the same, but the user probably meant otherwise.
+    it: it is text all the same, but the user probably meant otherwise. Raises ArgumentsError for an integer that is
+    too large to be sent.
     """
     try:
         return _parse(word)
+    except ArgumentsError:
+        raise
     except (ValueError, RecursionError) as exc:
         if note is not None and word[:1] in ("{", "[", '"'):
             note(f"{word[:60]!r} looks like JSON but is not ({exc}); it is sent as text")
@@ -53,7 +65,7 @@ def method_arguments(
     with further keyword arguments. With *raw* every word is a positional text as it stands.
 
     Raises:
-        ArgumentsError: a keyword is given twice, or *kwargs* is not a JSON object.
+        ArgumentsError: a keyword is given twice, an integer is too large, or *kwargs* is not a JSON object.
     """
     args: list[Any] = []
     named: dict[str, Any] = {}
@@ -79,6 +91,8 @@ def method_arguments(
 def _object(text: str) -> dict[str, Any]:
     try:
         value = _parse(text)
+    except ArgumentsError:
+        raise
     except (ValueError, RecursionError) as exc:
         raise ArgumentsError(f"--kwargs is not JSON ({exc}); an example: --kwargs '{{\"qty\": 2}}'") from exc
     if not isinstance(value, dict):
