@@ -32,7 +32,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from churn import books_balance, call, count_fds, endpoint, lasting_fds, resident_mb, resident_mb_of, server
+from churn_server import (
+    books_balance,
+    call,
+    count_fds,
+    endpoint,
+    lasting_fds,
+    resident_mb,
+    resident_mb_of,
+    server,
+)
 
 from zmqcore import Client, Node, Server, errors
 
