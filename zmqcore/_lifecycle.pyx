@@ -29,9 +29,8 @@ __all__ = ["Lifecycle"]
 # when dozens of threads make them: then it would only add to the load. But at the latest after the second time.
 cdef int64_t FIRST_PROBE_AFTER = 3_000_000
 cdef int64_t FIRST_PROBE_LATEST = 50_000_000
-# So many uses of a pool need no maintenance, if they leave nothing outstanding: to start a thread for it would take a
-# quarter of the only call of a forked child.
-cdef uint64_t UNMAINTAINED_USES = 2
+# If nobody can be told to call maintain(), because no thread can be started, it is tried again after so many uses.
+cdef uint64_t USES_BEFORE_RETRY = 3
 # maintain() wants to be called at least this often, in seconds: until then what is lost unused holds its place.
 cdef double LONGEST_PAUSE = 2.5
 
@@ -247,11 +246,8 @@ cdef class Lifecycle:
     # -- time ------------------------------------------------------------------------------------------------
 
     cdef int _maintain_later(self, Table table) except -1:
-        """Have somebody call maintain(), but not for the next uses."""
-        if self.maintenance is None:
-            table.maintain_from = MAINTAINED
-        else:
-            table.maintain_from = table.n_acquired + UNMAINTAINED_USES + 1
+        """Nobody could be told to call maintain(): try it again, but not at each use."""
+        table.maintain_from = table.n_acquired + USES_BEFORE_RETRY
         return 0
 
     def maintain(self) -> float | None:

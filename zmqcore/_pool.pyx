@@ -58,8 +58,8 @@ cdef class ChannelPool(Lifecycle):
     ``drain_timeout``: how long a channel that is to close may wait for its acknowledgements.
     ``probe(endpoint, timeout)``: returns why an endpoint cannot be reached (``.reason``, and ``.final`` if it is of no
     use to go on trying), or None.
-    ``maintenance(pool)``: called at the third release of a channel, or when something is outstanding on one; who is
-    responsible then calls maintain() as it says, so that expiry goes on without traffic.
+    ``maintenance(pool)``: called when a channel is given back for the first time; who is responsible then calls
+    maintain() as it says, so that expiry goes on without traffic.
     ``clock``: monotonic seconds, for tests; what varies by chance is the same in each run then.
 
     Thread-safe by its own lock. In a forked child it is empty and works; nothing of the parent's is used or closed.
@@ -103,7 +103,7 @@ cdef class ChannelPool(Lifecycle):
         cdef Table table = Table(
             self.max_sockets, self.max_sockets_per_endpoint, self.idle_ttl_ns, self.max_lifetime_ns, self.pinned,
             self.clock)
-        self._maintain_later(table)
+        table.maintain_from = MAINTAINED if self.maintenance is None else 0
         return table
 
     # -- acquire and release -----------------------------------------------------------------------------
@@ -191,7 +191,7 @@ cdef class ChannelPool(Lifecycle):
                     retire = True
                     table.retire(slot, cause)
                 pump = retire or len(table.queue) > 0
-        if table.maintain_from != MAINTAINED and table.wants_maintenance(slot):
+        if table.n_acquired >= table.maintain_from:
             table.maintain_from = MAINTAINED
             unmaintained = True
         table.lock.release()

@@ -103,7 +103,6 @@ cdef class Table:
     cdef Slot find(self, str endpoint)
     cdef int use(self, Slot slot, int64_t now) except -1
     cdef int note_use(self, Slot slot, int64_t now) except -1
-    cdef bint wants_maintenance(self, Slot slot) noexcept
     cdef int touch(self, Slot slot, int64_t now) except -1
     cdef Slot reserve(self, str endpoint)
     cdef Slot revive(self, str endpoint)

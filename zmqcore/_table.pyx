@@ -158,10 +158,6 @@ cdef class Table:
         gc_resume(gc_was_on)
         return 0
 
-    cdef bint wants_maintenance(self, Slot slot) noexcept:
-        """Whether maintain() has to be called from now on, as ``slot`` is released."""
-        return self.n_acquired >= self.maintain_from or (slot.channel is not None and not slot.channel.is_clean())
-
     cdef double random(self) noexcept:
         """Return a number from 0 to 1 (xorshift64, Marsaglia 2003). The lock is held.
 

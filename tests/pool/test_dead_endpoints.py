@@ -270,8 +270,7 @@ def test_a_peer_that_was_killed(make_pool: MakePool) -> None:
     pool = make_pool(idle_ttl=1.0)
     peer = Process()
     try:
-        for _ in range(3):  # it is maintained from the third use on
-            works(pool, peer.endpoint)
+        works(pool, peer.endpoint)
         peer.kill()
         until(lambda: pool.stats()["lost"] == 1, "noticing the loss without traffic")
         assert "connection refused" in fails(pool, peer.endpoint)
