@@ -16,8 +16,8 @@ from libc.stdint cimport int64_t, uint64_t
 from zmqcore._channel cimport STATE_CLOSED, STATE_LOST, STATE_OPEN, Channel
 from zmqcore._socket cimport OpenFds, deadline_after, now_ns
 from zmqcore._table cimport (
-    EXPIRED_IDLE, LOST, MAINTAINED, POOL_CLOSED, STAGE_CLOSING, STAGE_CONNECTING, STAGE_DRAINING, STAGE_GONE,
-    STAGE_OPEN, STAYS, Slot, Table, Turn,
+    EXPIRED_IDLE, LOST, POOL_CLOSED, STAGE_CLOSING, STAGE_CONNECTING, STAGE_DRAINING, STAGE_GONE, STAGE_OPEN,
+    STAYS, Slot, Table, Turn,
 )
 
 from zmqcore import errors

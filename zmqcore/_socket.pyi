@@ -3,7 +3,7 @@ from typing import Self, final
 import zmq
 from typing_extensions import disjoint_base
 
-__all__ = ["generation", "waiters"]
+__all__ = ["check_liveness", "generation", "waiters"]
 
 @final
 class Waiter:
@@ -26,5 +26,6 @@ class SharedSocket:
         self, socket: zmq.Socket[bytes], spin_seconds: float = 100e-6, spin_shared: SpinScore | None = None
     ) -> None: ...
 
+def check_liveness(seconds: float) -> None: ...
 def generation() -> int: ...
 def waiters() -> dict[str, int]: ...

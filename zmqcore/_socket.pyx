@@ -191,7 +191,7 @@ cdef extern from *:
     void zc_wake_clear(int) noexcept nogil
     int zc_wait(int fd, int wake_fd, int64_t deadline, int64_t spin_ns) noexcept nogil
 
-__all__ = ["generation", "waiters"]
+__all__ = ["check_liveness", "generation", "waiters"]
 
 NEVER = INT64_MAX
 
@@ -274,6 +274,12 @@ cdef double _ASKED_AFTER = 1 / 3
 cdef double _ANSWERED_WITHIN = 0.6
 
 
+def check_liveness(seconds: float) -> None:
+    """Raise ValueError if that is no limit of silence."""
+    if not 0.1 <= seconds <= 86_400:
+        raise ValueError(f"liveness is {seconds!r} s; it must be at least 0.1 and at most 86,400")
+
+
 cdef int limit_silence(void *socket, double liveness, bint heartbeats) except -1:
     """Have every connection of ``socket``, which has none yet, broken when its peer has not been heard for so long.
 
@@ -284,8 +290,7 @@ cdef int limit_silence(void *socket, double liveness, bint heartbeats) except -1
     seconds, of peers that are cut off. TCP's own limit for what is not acknowledged is for both: libzmq sends no
     heartbeat while a message is half written.
     """
-    if not 0.1 <= liveness <= 86_400:
-        raise ValueError(f"liveness is {liveness!r} s; it must be at least 0.1 and at most 86,400")
+    check_liveness(liveness)
     set_option(socket, ZMQ_TCP_MAXRT, <int>(liveness * 1000 * _ANSWERED_WITHIN))
     if heartbeats:
         set_option(socket, ZMQ_HEARTBEAT_IVL, <int>(liveness * 1000 * _ASKED_AFTER))

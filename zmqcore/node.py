@@ -23,7 +23,8 @@ from zmqcore._channel import Channel
 from zmqcore._frame import pinned
 from zmqcore._pool import ChannelPool
 from zmqcore._port import Port
-from zmqcore._socket import waiters
+from zmqcore._socket import check_liveness, waiters
+from zmqcore._window import Window
 from zmqcore.attendant import Attendant
 from zmqcore.codec import Codec, Limits, MsgpackCodec, get_codec
 from zmqcore.matchmaker import Matchmaker, open_matchmaker
@@ -71,8 +72,9 @@ class Node:
     :class:`Limits`. ``spin``: how long a wait polls without blocking before it blocks, in seconds; 0 switches that off.
     ``window_messages`` and ``window_bytes``: how much may be sent to one endpoint and not yet be acknowledged.
 
-    Thread-safe. Nothing is opened until it is used. A forked child that uses it gets a fresh context, pool and
-    matchmaker connection; the parent's are left alone.
+    Raises ValueError for an option that cannot be, MatchmakerError for a URL that is none. Thread-safe. Nothing is
+    opened until it is used. A forked child that uses it gets a fresh context, pool and matchmaker connection; the
+    parent's are left alone.
     """
 
     def __init__(
@@ -109,6 +111,7 @@ class Node:
         self.liveness = liveness
         self.window_messages = window_messages
         self.window_bytes = window_bytes
+        self._check_options()
         self.attendant = Attendant()
         self.redelivery = Redelivery(patience=connect_timeout)
         self.pool = ChannelPool(
@@ -132,6 +135,15 @@ class Node:
         self._closed = self._flushing = False
         self._ended: threading.Event | None = None  # made by close()
         _nodes.add(self)
+
+    def _check_options(self) -> None:
+        """Raise ValueError for what would fail only when the first channel or port is made."""
+        Window(self.window_messages, self.window_bytes)
+        check_liveness(self.liveness)
+        if not 0.0 <= self.spin <= 1.0:
+            raise ValueError(f"spin is {self.spin!r} s; it must be at least 0 and at most 1")
+        for text in self.bind or ():
+            endpoints.Endpoint.parse(text, bind=True)
 
     def _make_codec(self, codec: str | Codec) -> Codec:
         made = get_codec(codec) if isinstance(codec, str) else codec
@@ -215,7 +227,9 @@ class Node:
         except zmq.ContextTerminated as exc:
             raise errors.Closed("the node was closed meanwhile") from exc
         except zmq.ZMQError as exc:
-            raise OSError(exc.errno, f"cannot listen on {', '.join(wanted)}: {exc.strerror}") from exc
+            raise OSError(
+                exc.errno, f"cannot listen on {', '.join(wanted)}: {zmq.strerror(exc.errno)}"
+            ) from exc
 
     def own(self, thing: Owned) -> None:
         """Remember something, a server, that close() has to stop first; as long as it lives."""

@@ -76,6 +76,27 @@ def test_endpoints_that_are_none(bind: str) -> None:
         node.open_port([bind])
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "limit"),
+    [
+        ("window_messages", 0, "at least 1"),
+        ("window_messages", 100_000, "at most 8192"),
+        ("window_bytes", 0, "at least 1"),
+        ("liveness", 0.01, "at least 0.1"),
+        ("liveness", 1e6, "at most 86,400"),
+        ("liveness", float("nan"), "at least 0.1"),
+        ("spin", -1.0, "at least 0"),
+        ("spin", 2.0, "at most 1"),
+        ("bind", "nonsense", "tcp://"),
+        ("bind", ["tcp://127.0.0.1:*", "tcp://127.0.0.1"], "port"),
+        ("max_sockets", 0, "max_sockets"),
+    ],
+)
+def test_an_option_that_cannot_be_is_refused_at_once(option: str, value: object, limit: str) -> None:
+    with pytest.raises(ValueError, match=limit):
+        Node("memory://node", **{option: value})  # type: ignore[arg-type]
+
+
 def test_after_close() -> None:
     node = Node("memory://node")
     node.close()
