@@ -98,7 +98,8 @@ class Line:
         """Send, receive, and let the channel read what the port has acknowledged."""
         self.pool.send_now(self.endpoint, "cast", TOPIC, "reserve", ENCODED, None, b"", CODEC.id)
         self.port.receive(64, 0.0)
-        self.channel.look()
+        self.port.flush()
+        self.channel.look()  # the acknowledgement: without it the next ones would be held, to leave together
 
     def call(self) -> Any:
         """Submit, receive, reply, and take the reply."""
@@ -130,11 +131,15 @@ def scenarios() -> Iterator[dict[str, Scenario]]:
     line = Line(context)
     with Node("memory://counted", context=context) as node:
         client = Client("bench", node=node, connect=line.endpoint, timeout=TIMEOUT)
+        channel = node.pool.acquire(line.endpoint, TIMEOUT)
+        node.pool.release(channel)
 
         def client_cast() -> None:
             client.cast("reserve", "sku-1", qty=2)
             (request,) = line.port.receive(64, 0.0)
             line.dispatcher.run(request)
+            line.port.flush()
+            channel.look()
 
         yield {
             EMPTY: empty,
@@ -143,10 +148,10 @@ def scenarios() -> Iterator[dict[str, Scenario]]:
             "pack and unpack an envelope": pack_and_unpack,
             "choose one of 4 members": choose(),
             "acquire and release a channel": line.acquire_and_release,
-            "cast: pool to port": line.cast,
+            "cast: pool to port, acknowledged": line.cast,
             "call: pool to port and back": line.call,
             "call: pool, port, dispatcher, method and back": line.dispatch,
-            "cast: client to method": client_cast,
+            "cast: client to method, acknowledged": client_cast,
         }
         client.close()
     line.close()
