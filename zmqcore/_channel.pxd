@@ -104,6 +104,7 @@ cdef class Channel(Requester):
     cdef int _send_at_once(self, Parcel *parcel) noexcept
     cdef int _after_sending(self) except -1
     cdef int _keep_edge(self) except -1
+    cdef bint _is_done_waiting(self) noexcept
     cdef bint _is_polled_by_another(self) noexcept
     cdef bint _can_send_now(self, size_t size)
     cdef int _acked(self, uint64_t ack) except -1

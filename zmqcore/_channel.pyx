@@ -729,6 +729,11 @@ cdef class Channel(Requester):
                 self.drain()
         return 0
 
+    cdef bint _is_done_waiting(self) noexcept:
+        """Whether nothing is awaited any more and the leader is about to leave: to ask for more costs a system call."""
+        return self.inside == 1 and self.leader is not None and self.leader.over and not self.pending \
+            and not self.attended
+
     cdef bint _is_polled_by_another(self) noexcept:
         """Whether the event loop of another thread, or whoever is responsible by ``attention``, may poll the fd."""
         if self.loop_thread != 0:
@@ -942,6 +947,9 @@ cdef class Channel(Requester):
         try:
             while self.shared.receive(&message) != EAGAIN:
                 self._take(&message)
+                if self._is_done_waiting():
+                    self.shared.leave_rest()
+                    break
         finally:
             libzmq.msg_close(&message)
         if self.shared.writable and self.outbox.failed == 0:

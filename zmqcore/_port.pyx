@@ -185,8 +185,7 @@ cdef class Port(Answerer):
                     if not budget and not acknowledged:
                         # About to block: acknowledge what needs no reply; having sent, look again first.
                         acknowledged = True
-                        if self.owing:
-                            self._flush_acks(False)
+                        if self.owing and self._flush_acks(False):
                             continue
                     until = deadline
                     if budget:
@@ -677,18 +676,23 @@ cdef class Port(Answerer):
         return 1
 
     cdef int _flush_acks(self, bint calls_too) except -1:
-        """Acknowledge one-way messages, with ``calls_too`` everything, and forget who owes nothing any more."""
+        """Acknowledge one-way messages, with ``calls_too`` everything, and forget who owes nothing any more.
+
+        Return 1 if something was sent for that, else 0.
+        """
         cdef Peer peer
         cdef list still_owing = []
+        cdef int sent = 0
         for peer in self.owing:
             if peer.unacked_one_way or peer.owed_finished or (calls_too and peer.unacked):
                 self._acknowledge(peer)
+                sent = 1
             if peer.flow and (peer.unacked or peer.oldest_unfinished is not None or peer.owed_finished):
                 still_owing.append(peer)
             else:
                 peer.owing = False
         self.owing = still_owing
-        return 0
+        return sent
 
     # -- messages with an identity -----------------------------------------------------------------------
 

@@ -82,6 +82,7 @@ cdef class SharedSocket:
     cdef int read_events(self) except -1
     cdef bint is_ready(self) noexcept nogil
     cdef int receive(self, zc_msg_t *message) except -1
+    cdef int leave_rest(self) noexcept
     cdef int receive_rest(self, zc_msg_t *message) except -1
     cdef int64_t spin_budget(self) noexcept
     cdef bint spin_result(self, int64_t budget, int64_t began, bint received) noexcept

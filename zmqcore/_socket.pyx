@@ -566,6 +566,11 @@ cdef class SharedSocket:
             elif code != EINTR:
                 raise_errno(code, "cannot receive")
 
+    cdef int leave_rest(self) noexcept:
+        """Whatever else has come is for the next receive() to find. Nobody waits on ``fd`` before; the lock is held."""
+        self.readable = self.several = False
+        return 0
+
     cdef int receive_rest(self, zc_msg_t *message) except -1:
         """Receive a further part of a message: libzmq delivers them together. The lock is held."""
         while libzmq.msg_recv(message, self.handle, ZMQ_DONTWAIT) < 0:
