@@ -228,7 +228,7 @@ class Node:
             raise errors.Closed("the node was closed meanwhile") from exc
         except zmq.ZMQError as exc:
             raise OSError(
-                exc.errno, f"cannot listen on {', '.join(wanted)}: {zmq.strerror(exc.errno)}"
+                exc.errno, f"cannot listen on {', '.join(wanted)}: {zmq.strerror(exc.errno or 0)}"
             ) from exc
 
     def own(self, thing: Owned) -> None:
