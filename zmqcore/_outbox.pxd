@@ -34,6 +34,7 @@ cdef class Outbox:
     cdef zc_held held
     cdef unsigned char *data        # owned: the envelopes that are held, one behind the other
     cdef size_t n_bytes, capacity
+    cdef size_t given               # the capacity of what libzmq was given last, until there is other memory
     cdef int n_messages
     cdef unsigned char[255] routing_id      # of whom they are for, on a ROUTER
     cdef size_t routing_bytes

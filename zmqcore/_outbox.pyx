@@ -14,9 +14,9 @@ its own, which is taken after the socket's, never before it.
 """
 
 cimport cython
-from cpython.mem cimport PyMem_RawFree, PyMem_RawRealloc
 from libc.errno cimport EINTR, ENOMEM
 from libc.stddef cimport size_t
+from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy
 
 from zmqcore._libzmq cimport ZMQ_DONTWAIT, ZMQ_SNDMORE, libzmq, zc_msg_t
@@ -25,6 +25,7 @@ from zmqcore._socket cimport SharedSocket, fork_generation, wake_by
 cdef extern from *:
     """
     #include <pthread.h>
+    #include <stdlib.h>
     #include <signal.h>
     #include <time.h>
 
@@ -39,6 +40,7 @@ cdef extern from *:
     static pthread_t zc_thread;
     static void (*zc_flush)(void *);
 
+    static void zc_free(void *data, void *hint) { (void)hint; free(data); }      /* on a thread of libzmq */
     /* Who has the socket's lock may ask: if it is being flushed just now, that waits for this lock. */
     static int zc_is_listed(zc_held *held) { return __atomic_load_n(&held->listed, __ATOMIC_RELAXED); }
     static void zc_set_listed(zc_held *held, int listed) { __atomic_store_n(&held->listed, listed, __ATOMIC_RELAXED); }
@@ -152,12 +154,16 @@ cdef extern from *:
         if (last) pthread_join(thread, NULL);
     }
     """
+    void zc_free(void *data, void *hint) noexcept nogil
     int zc_is_listed(zc_held *held) noexcept nogil
     int zc_list_begin(void (*flush)(void *) noexcept nogil) noexcept nogil
     int zc_list(zc_held *held) noexcept nogil
     void zc_unlist(zc_held *held) noexcept nogil
 
 __all__ = ["Outbox"]
+
+# What is held is given to libzmq as it is from so many bytes on, and copied below that.
+cdef size_t GIVEN_BYTES = 8192
 
 
 cdef void _flush_held(void *address) noexcept nogil:
@@ -186,7 +192,7 @@ cdef class Outbox:
 
     def __dealloc__(self):
         self.close()
-        PyMem_RawFree(self.data)
+        free(self.data)
 
     cdef bint takes(self, size_t size) noexcept nogil:
         """Whether there is room for an envelope of ``size`` bytes with those that are held."""
@@ -239,15 +245,23 @@ cdef class Outbox:
     cdef bint _pack(self, zc_msg_t *head, zc_msg_t *body) noexcept nogil:
         """Make messages of what is held and, if it is for one peer of many, of its routing id. Return False without
         memory."""
-        if libzmq.msg_init_size(body, self.n_bytes) != 0:
-            return False
-        memcpy(libzmq.msg_data(body), self.data, self.n_bytes)
         if self.routing_bytes:
             if libzmq.msg_init_size(head, self.routing_bytes) != 0:
-                libzmq.msg_close(body)
                 return False
             memcpy(libzmq.msg_data(head), self.routing_id, self.routing_bytes)
-        return True
+        if self.n_bytes >= GIVEN_BYTES:
+            # libzmq gets the memory itself: to copy as much would take longer than to get some anew.
+            if libzmq.msg_init_data(body, self.data, self.n_bytes, zc_free, NULL) == 0:
+                self.data = NULL
+                self.given = self.capacity
+                self.capacity = 0
+                return True
+        elif libzmq.msg_init_size(body, self.n_bytes) == 0:
+            memcpy(libzmq.msg_data(body), self.data, self.n_bytes)
+            return True
+        if self.routing_bytes:
+            libzmq.msg_close(head)
+        return False
 
     cdef int close(self) except -1:
         """Drop what is held; nothing more will be. Not under the lock."""
@@ -257,12 +271,13 @@ cdef class Outbox:
         return 0
 
     cdef int _grow(self, size_t size) except -1:
-        cdef size_t capacity = self.capacity
-        if capacity == 0:
-            capacity = 4096
+        cdef size_t capacity = 4096
         while capacity < size:
             capacity *= 2
-        data = <unsigned char *>PyMem_RawRealloc(self.data, capacity)
+        if self.data == NULL and capacity < self.given:
+            capacity = self.given       # as much as the last time, when the messages came as closely
+            self.given = 0
+        data = <unsigned char *>realloc(self.data, capacity)
         if data == NULL:
             raise MemoryError(f"no memory for {capacity} bytes of messages that are held")
         self.data = data

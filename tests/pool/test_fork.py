@@ -119,21 +119,6 @@ def test_node_and_client_work_in_the_child(client: Client, node: Node) -> None:
     assert after["lost"] == 0
 
 
-def test_a_single_call_of_a_child_starts_no_thread(far: Far) -> None:
-    """To start one takes as long as the call."""
-    with Node("memory://fork") as node:
-
-        def threads_after(calls: int) -> int:
-            for _ in range(calls):
-                channel = node.pool.acquire(far.endpoint(0), PATIENCE)
-                assert call(channel) == b"ok"
-                node.pool.release(channel)
-            return threading.active_count()
-
-        assert in_child(lambda: threads_after(1)) == "1"
-        assert in_child(lambda: threads_after(3)) == "2"
-
-
 def test_with_threads_in_flight(client: Client, node: Node) -> None:
     """The child may be forked while other threads hold any lock there is."""
     stop = threading.Event()
