@@ -72,7 +72,7 @@ PEERS = (
         "zmqcore asyncio",
         ("-m", "peers.zmqcore_asyncio"),
         ("zmq", "msgpack", "uvloop"),
-        without={"new": "an event loop returns a channel to the pool only half a second after its last use"},
+        without={"new": "an event loop looks every few ms only whether a place in the pool is wanted"},
         settings="`AsyncClient`, `AsyncServer` with coroutines; uvloop",
     ),
     Peer(
