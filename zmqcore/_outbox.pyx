@@ -73,7 +73,7 @@ cdef extern from *:
             else if (++idle > ZC_IDLE_ROUNDS) {
                 zc_asleep = 1;
                 pthread_cond_wait(&zc_list_changed, &zc_list_lock);
-                zc_asleep = 0;
+                if ((int)(intptr_t)run == zc_run) zc_asleep = 0;       /* else it is the next thread's */
                 continue;
             }
             pthread_mutex_unlock(&zc_list_lock);

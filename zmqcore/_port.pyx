@@ -894,20 +894,22 @@ cdef class Port(Answerer):
             and self.receiver == PyThread_get_thread_ident()
 
     cdef int _hold(self, Peer peer, Parcel *parcel) except -1:
-        """Have ``parcel`` sent to ``peer`` with others, soon. Return 1, or 0 if these could not be sent."""
-        cdef int sent = 1
+        """Have ``parcel`` sent to ``peer`` with others, soon. Return 1, or 0 if the peer has gone or reads nothing."""
+        if self.held_for is not peer or not self.outbox.takes(parcel.n_bytes):
+            self._flush_held()
+            if self.outbox.n_bytes or not peer.flow:
+                # There is no memory for those that are held, maybe for another peer; or this one has gone.
+                return self._send(peer, parcel, False)
+            self.held_for = peer
+            self.outbox.address(PyBytes_AS_STRING(peer.routing_id), PyBytes_GET_SIZE(peer.routing_id))
         try:
-            if self.held_for is not peer or not self.outbox.takes(parcel.n_bytes):
-                sent = self._flush_held()
-                self.held_for = peer
-                self.outbox.address(PyBytes_AS_STRING(peer.routing_id), PyBytes_GET_SIZE(peer.routing_id))
             parcel_set_ack(parcel, peer.taken)
             self.outbox.add(parcel.header, parcel.n_bytes)
             self.n_sent_bytes += parcel.n_bytes
             peer.unacked = peer.unacked_one_way = peer.unacked_bytes = 0
         finally:
             parcel_close(parcel)
-        return sent
+        return 1
 
     cdef int _flush_held(self) except -1:
         """Send what is held, and note what has become of it. Return 1, or 0 if it was not sent."""

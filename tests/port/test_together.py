@@ -220,6 +220,25 @@ def test_answers_to_who_has_gone_are_counted(port: Port, bare: Callable[..., Any
         assert not request.reply(b"")
 
 
+def test_that_one_client_has_gone_says_nothing_of_another(port: Port, bare: Callable[..., Any]) -> None:
+    port.batching = True
+    clients = {b"gone": bare(port.endpoints[0]), b"there": bare(port.endpoints[0])}
+    for name, client in clients.items():
+        client.send_together([("call", {"body": name})] * 30)
+    requests = take(port, 60)
+    of_gone, of_there = ([each for each in requests if bytes(each.envelope.body) == name] for name in clients)
+    clients[b"gone"].socket.close(linger=0)
+    answered = 0
+    while not port.stats()["undeliverable_replies"]:
+        of_gone[answered].reply(b"")
+        # To hold this one, the other one has to be sent.
+        assert of_there[answered].reply(b"")
+        answered += 1
+        port.receive(0, 0.1)
+    for _ in range(answered):
+        clients[b"there"].receive_kind("reply")
+
+
 def test_closing_sends_what_is_held(open_port: Callable[..., Port], bare: Callable[..., Any]) -> None:
     port = open_port()
     port.batching = True
