@@ -54,7 +54,7 @@ cdef class Channel(Requester):
     cdef object on_clean        # called with the channel once it is clean or lost; set by retire()
     cdef int64_t drain_deadline
     cdef int64_t last_drain
-    cdef int64_t last_heard     # when anything came last
+    cdef int64_t quiet_since    # when anything came last, or was asked for
 
     cdef uint64_t n_calls, n_casts, n_replies, n_garbage, n_lost, n_window_waits
     cdef uint64_t n_sent_again, n_retain_waits

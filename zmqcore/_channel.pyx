@@ -143,7 +143,7 @@ cdef class Channel(Requester):
             socket.close(linger=0)
             raise
         self.endpoint = endpoint
-        self.created_ns = now_ns()
+        self.created_ns = self.quiet_since = now_ns()
         self.max_bytes = max_bytes
         self.max_buffers = max_buffers
         self.attention = attention
@@ -971,7 +971,7 @@ cdef class Channel(Requester):
         cdef const char *problem = parse_part(data, n_bytes, &header)
         cdef bint more = libzmq.msg_more(message)
         self.n_received_bytes += n_bytes
-        self.last_heard = coarse_now_ns()
+        self.quiet_since = coarse_now_ns()
         if problem != NULL or more != (header.n_buffers != 0):
             while more:
                 self.shared.receive_rest(message)
@@ -1083,8 +1083,10 @@ cdef class Channel(Requester):
         """
         cdef Parcel parcel
         cdef Header header
-        if self.state != STATE_OPEN or not self.pending or coarse_now_ns() - self.last_heard < SILENCE:
+        cdef int64_t now = coarse_now_ns()
+        if self.state != STATE_OPEN or not self.pending or now - self.quiet_since < SILENCE:
             return 0
+        self.quiet_since = now      # one such ping for each silence, however often somebody looks
         header_begin(&header, KIND_PING, FLAG_FLOW, self.window.sent_id + 1)
         parcel_pack_control(&parcel, &header, NULL)
         if self.window.has_room(parcel.n_bytes) and self._send_at_once(&parcel) == 0:

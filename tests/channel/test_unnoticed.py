@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -47,3 +48,19 @@ def test_a_call_that_was_under_way_is_lost(
         pending.envelope()
     assert channel.peer_instance != instance
     assert channel.stats()["calls"] == 2, "nobody has sent anything else"
+
+
+def test_it_asks_once_in_each_silence_however_often_somebody_looks(
+    start_server: Callable[..., Any], connect: Callable[..., Channel]
+) -> None:
+    """Each ping takes a place in the window: as many of them as there are looks would leave no room for calls."""
+    began = time.monotonic()
+    server = start_server()
+    channel = connect(server.endpoint)
+    assert channel.wait_open(LONG)
+    server.pause()
+    channel.submit(b"t", "silent", b"", None, b"", 1, LONG, None)
+    for _ in range(100):
+        channel.attend()
+    silences = (time.monotonic() - began) // 2.0
+    assert channel.stats()["window_messages"] <= 1 + silences
