@@ -56,6 +56,10 @@ cdef inline void header_begin(Header *header, int kind, int flags, uint64_t id) 
     header.topic_bytes = header.method_bytes = 0
     header.metadata_bytes = header.body_bytes = 0
 
+cdef inline Py_ssize_t identity_bytes(const Header *header) noexcept nogil:
+    """Return how many bytes of the metadata are the message's identity, and not the user's."""
+    return IDENTITY_BYTES if header.flags & FLAG_IDENTIFIED else 0
+
 cdef struct Parcel:
     # A message on its way out. Owned by whoever packed it until parcel_send or parcel_close.
     zc_msg_t head

@@ -51,23 +51,26 @@ cdef extern from *:
     #include <stdint.h>
     #include <string.h>
 
-    /* Little-endian loads and stores; compilers turn them into single moves. */
-    static inline uint16_t zc_load16(const unsigned char *p) { return (uint16_t)(p[0] | (p[1] << 8)); }
-    static inline uint32_t zc_load32(const unsigned char *p) {
-        return (uint32_t)zc_load16(p) | ((uint32_t)zc_load16(p + 2) << 16);
-    }
-    static inline uint64_t zc_load64(const unsigned char *p) {
-        return (uint64_t)zc_load32(p) | ((uint64_t)zc_load32(p + 4) << 32);
-    }
-    static inline void zc_store16(unsigned char *p, uint16_t v) {
-        p[0] = (unsigned char)v; p[1] = (unsigned char)(v >> 8);
-    }
-    static inline void zc_store32(unsigned char *p, uint32_t v) {
-        zc_store16(p, (uint16_t)v); zc_store16(p + 2, (uint16_t)(v >> 16));
-    }
-    static inline void zc_store64(unsigned char *p, uint64_t v) {
-        zc_store32(p, (uint32_t)v); zc_store32(p + 4, (uint32_t)(v >> 32));
-    }
+    /* Little-endian loads and stores: memcpy is a single move. Put together of bytes they were not always: gcc 12 made
+       90 instructions of two stores side by side. */
+    #if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+    #define ZC_LITTLE(bits, v) __builtin_bswap##bits(v)
+    #else
+    #define ZC_LITTLE(bits, v) (v)
+    #endif
+    #define ZC_FIELD(bits) \
+        static inline uint##bits##_t zc_load##bits(const unsigned char *p) { \
+            uint##bits##_t v; \
+            memcpy(&v, p, sizeof v); \
+            return ZC_LITTLE(bits, v); \
+        } \
+        static inline void zc_store##bits(unsigned char *p, uint##bits##_t v) { \
+            v = ZC_LITTLE(bits, v); \
+            memcpy(p, &v, sizeof v); \
+        }
+    ZC_FIELD(16)
+    ZC_FIELD(32)
+    ZC_FIELD(64)
 
     /* One exported buffer that libzmq still reads. libzmq's I/O thread gives it back here by its free function,
        which must never need the GIL: it pushes onto a stack that a Python thread empties later. */
@@ -326,7 +329,7 @@ cdef class Envelope:
         """The metadata's bytes, without the identity; empty for none."""
         cdef const char *start = (
             <const char *>self.data + HEADER_BYTES + self.header.topic_bytes + self.header.method_bytes)
-        cdef Py_ssize_t own = IDENTITY_BYTES if self.header.flags & FLAG_IDENTIFIED else 0
+        cdef Py_ssize_t own = identity_bytes(&self.header)
         return PyBytes_FromStringAndSize(start + own, self.header.metadata_bytes - own)
 
     @property

@@ -4,7 +4,6 @@ from libc.stdint cimport int64_t, uint64_t
 
 from zmqcore._channel cimport Channel
 from zmqcore._lifecycle cimport Lifecycle
-from zmqcore._retention cimport Lane
 from zmqcore._table cimport Slot
 
 cdef class ChannelPool(Lifecycle):
@@ -19,8 +18,5 @@ cdef class ChannelPool(Lifecycle):
     cdef tuple _acquire_within(self, str endpoint, timeout)
     cdef Channel _touch_open(self, str endpoint)
     cdef int _count_unused(self) except -1
-    cdef uint64_t _send_now(
-        self, str endpoint, str kind, bytes topic, str method, body, list buffers, bytes metadata, int codec,
-        Lane lane) except? 0
     cpdef Channel acquire_open(self, str endpoint)
     cpdef release(self, Channel channel)

@@ -82,18 +82,7 @@ class ChannelPool(Lifecycle):
         buffers: list[Any] | None,
         metadata: bytes,
         codec: int,
-    ) -> int: ...
-    def accept_now(
-        self,
-        lanes: dict[str, Lane],
-        endpoint: str,
-        kind: str,
-        topic: bytes,
-        method: str,
-        body: Buffer,
-        buffers: list[Any] | None,
-        metadata: bytes,
-        codec: int,
+        lanes: dict[str, Lane] | None = None,
     ) -> int: ...
     def send_accepted(
         self,

@@ -235,30 +235,21 @@ cdef class ChannelPool(Lifecycle):
 
     def send_now(
         self, str endpoint not None, str kind not None, bytes topic, str method, body, list buffers, bytes metadata,
-        int codec,
+        int codec, dict lanes=None,
     ) -> int:
         """Channel.send_now() on the open channel to ``endpoint``; 0 if there is none, or it would have to wait.
 
-        What most casts come to: one turn under each of two locks, no user counted in and out.
+        What most casts come to: one turn under each of two locks, no user counted in and out. With ``lanes``, by
+        endpoint, on the lane there; 0 also if there is none yet.
         """
-        return self._send_now(endpoint, kind, topic, method, body, buffers, metadata, codec, None)
-
-    def accept_now(
-        self, dict lanes not None, str endpoint not None, str kind not None, bytes topic, str method, body,
-        list buffers, bytes metadata, int codec,
-    ) -> int:
-        """send_now() on the lane of ``endpoint`` in ``lanes``; 0 also if it has none yet."""
-        lane = lanes.get(endpoint)
-        if lane is None:
-            return 0
-        return self._send_now(endpoint, kind, topic, method, body, buffers, metadata, codec, lane)
-
-    cdef uint64_t _send_now(
-        self, str endpoint, str kind, bytes topic, str method, body, list buffers, bytes metadata, int codec,
-        Lane lane,
-    ) except? 0:
-        cdef Channel channel = self._touch_open(endpoint)
+        cdef Channel channel
+        cdef Lane lane = None
         cdef uint64_t id
+        if lanes is not None:
+            lane = lanes.get(endpoint)
+            if lane is None:
+                return 0
+        channel = self._touch_open(endpoint)
         if channel is None:
             return 0
         id = channel.send_now(kind, topic, method, body, buffers, metadata, codec, lane)

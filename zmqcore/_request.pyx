@@ -11,7 +11,7 @@ cimport cython
 from libc.stddef cimport size_t
 from libc.stdint cimport uint64_t
 
-from zmqcore._frame cimport KIND_CALL, KIND_CAST, KIND_ERROR, KIND_FANOUT, KIND_ITEM, KIND_REPLY, Header
+from zmqcore._frame cimport KIND_CALL, KIND_CAST, KIND_ERROR, KIND_FANOUT, KIND_ITEM, KIND_REPLY, Header, identity_bytes
 from zmqcore._socket cimport NEVER, now_ns
 
 __all__ = ["Answerer", "Request"]
@@ -181,8 +181,8 @@ cdef class Request:
         cdef list body
         cdef object until = None
         method = methods.get(self.method)
-        if method is None or self.cancelled or self.envelope.header.metadata_bytes \
-                or self.envelope.header.codec != codec or self.topic not in topics:
+        if method is None or self.cancelled or self.envelope.header.codec != codec or self.topic not in topics \
+                or self.envelope.header.metadata_bytes > identity_bytes(&self.envelope.header):
             return None
         if self.deadline != NEVER:
             if now_ns() >= self.deadline:

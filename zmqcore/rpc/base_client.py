@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any, Literal, Self
 
 from zmqcore._retention import Lane
@@ -66,13 +65,12 @@ class BaseClient:
         self._metadata = encode(metadata, self._codec)
         # Bound once: casts are the most frequent thing there is.
         self._encode = self._codec.encode
-        self._send_now = self._now()
+        self._send_now = self._pool.send_now
+        self._lanes = self._lanes_of_delivery()
 
-    def _now(self) -> Callable[..., int]:
-        """Return what sends a message to an endpoint if nothing has to be waited for."""
-        if self.delivery == "sent":
-            return self._pool.send_now
-        return partial(self._pool.accept_now, self._route.lanes.by_endpoint)
+    def _lanes_of_delivery(self) -> dict[str, Lane] | None:
+        """Return where messages are accepted, by endpoint; None if they are only sent."""
+        return None if self.delivery == "sent" else self._route.lanes.by_endpoint
 
     def _check_options(self) -> None:
         """Raise ValueError or TypeError for what no client can do."""
@@ -138,7 +136,7 @@ class BaseClient:
             client.topic = Topic(self.topic.name, server, self.topic.exchange)
             client._wire = client.topic.wire
             client._route = self._routes.get(client.topic)
-        client._send_now = client._now()
+        client._lanes = client._lanes_of_delivery()
         return client
 
     def _intercept(self, kind: str, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

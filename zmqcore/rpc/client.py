@@ -131,6 +131,7 @@ class Client(BaseClient):
                 buffers or None,
                 self._metadata,
                 self._codec_id,
+                self._lanes,
             )
         ):
             return  # most casts go this way: nothing to choose, nothing to wait for
