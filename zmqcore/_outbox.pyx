@@ -40,7 +40,28 @@ cdef extern from *:
     static pthread_t zc_thread;
     static void (*zc_flush)(void *);
 
-    static void zc_free(void *data, void *hint) { (void)hint; free(data); }      /* on a thread of libzmq */
+    /* Blocks of ZC_BLOCK_BYTES that libzmq has sent are kept for the next ones, a few at most: malloc gives memory of
+       that size back to the kernel, and taking it anew costs 16 page faults each time. */
+    #define ZC_BLOCK_BYTES 65536        /* BATCH_BYTES */
+    #define ZC_BLOCKS_KEPT 16
+    static void *zc_blocks[ZC_BLOCKS_KEPT];
+    static void *zc_block_take(void) {
+        void *block = NULL;
+        int i;
+        for (i = 0; i < ZC_BLOCKS_KEPT && block == NULL; i++)
+            block = __atomic_exchange_n(&zc_blocks[i], NULL, __ATOMIC_ACQUIRE);
+        return block;
+    }
+    static void zc_block_keep(void *block) {
+        int i;
+        for (i = 0; i < ZC_BLOCKS_KEPT && block != NULL; i++)
+            block = __atomic_exchange_n(&zc_blocks[i], block, __ATOMIC_ACQ_REL);
+        free(block);
+    }
+    /* The free function of what libzmq was given; `capacity` are the bytes of its memory. On a thread of libzmq. */
+    static void zc_sent(void *data, void *capacity) {
+        if ((size_t)capacity == ZC_BLOCK_BYTES) zc_block_keep(data); else free(data);
+    }
     /* Who has the socket's lock may ask: if it is being flushed just now, that waits for this lock. */
     static int zc_is_listed(zc_held *held) { return __atomic_load_n(&held->listed, __ATOMIC_RELAXED); }
     static void zc_set_listed(zc_held *held, int listed) { __atomic_store_n(&held->listed, listed, __ATOMIC_RELAXED); }
@@ -154,7 +175,8 @@ cdef extern from *:
         if (last) pthread_join(thread, NULL);
     }
     """
-    void zc_free(void *data, void *hint) noexcept nogil
+    void *zc_block_take() noexcept nogil
+    void zc_sent(void *data, void *capacity) noexcept nogil
     int zc_is_listed(zc_held *held) noexcept nogil
     int zc_list_begin(void (*flush)(void *) noexcept nogil) noexcept nogil
     int zc_list(zc_held *held) noexcept nogil
@@ -251,7 +273,7 @@ cdef class Outbox:
             memcpy(libzmq.msg_data(head), self.routing_id, self.routing_bytes)
         if self.n_bytes >= GIVEN_BYTES:
             # libzmq gets the memory itself: to copy as much would take longer than to get some anew.
-            if libzmq.msg_init_data(body, self.data, self.n_bytes, zc_free, NULL) == 0:
+            if libzmq.msg_init_data(body, self.data, self.n_bytes, zc_sent, <void *>self.capacity) == 0:
                 self.data = NULL
                 self.given = self.capacity
                 self.capacity = 0
@@ -272,12 +294,16 @@ cdef class Outbox:
 
     cdef int _grow(self, size_t size) except -1:
         cdef size_t capacity = 4096
+        cdef unsigned char *data = NULL
         while capacity < size:
             capacity *= 2
         if self.data == NULL and capacity < self.given:
             capacity = self.given       # as much as the last time, when the messages came as closely
             self.given = 0
-        data = <unsigned char *>realloc(self.data, capacity)
+        if self.data == NULL and capacity == BATCH_BYTES:
+            data = <unsigned char *>zc_block_take()
+        if data == NULL:
+            data = <unsigned char *>realloc(self.data, capacity)
         if data == NULL:
             raise MemoryError(f"no memory for {capacity} bytes of messages that are held")
         self.data = data
