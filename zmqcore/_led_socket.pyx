@@ -146,11 +146,15 @@ cdef class LedSocket:
 
     @cython.final
     cdef int _promote(self) except -1:
-        """If nobody leads, wake the follower that has waited longest: it will."""
+        """If nobody leads, wake the follower that has waited longest: it will, or comes here in its turn.
+
+        Its own wait may be over; then it has been woken, or is about to be.
+        """
         cdef Waiter follower
         if self.leader is None:
             for follower in self.followers:
-                wakes_owe(&self.owed, follower)
+                if not follower.over:
+                    wakes_owe(&self.owed, follower)
                 break
         return 0
 

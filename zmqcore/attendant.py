@@ -77,7 +77,6 @@ class Attendant:
                 return
             if self._thread is None or not self._thread.is_alive():
                 # Not alive: start() was interrupted, or there was no memory for a thread.
-                self._work.open()
                 if self._finalizer is None:
                     self._finalizer = weakref.finalize(self, _end, self._work)
                     self._finalizer.atexit = False
@@ -117,12 +116,6 @@ class _Work:
         self.closed = closed
         self._wake_read = self._wake_write = -1
 
-    def open(self) -> None:
-        if self._wake_read < 0:
-            self._wake_read, self._wake_write = os.pipe()
-        os.set_blocking(self._wake_read, False)
-        os.set_blocking(self._wake_write, False)
-
     def abandon(self) -> None:
         """In a forked child: close its copies of the descriptors."""
         for fd in (self._wake_read, self._wake_write):
@@ -138,7 +131,16 @@ class _Work:
             pass  # awake already, or at its end
 
     def run(self) -> None:
+        # Here, because no signal handler can raise on this thread and leave it open. Who had something for it before
+        # needs to wake nobody: it is looked for next.
         try:
+            self._wake_read, self._wake_write = os.pipe()
+        except OSError:
+            _logger.exception("nobody attends to channels: no descriptor is left, see zmqcore doctor")
+            return
+        try:
+            os.set_blocking(self._wake_read, False)
+            os.set_blocking(self._wake_write, False)
             while not self.closed:
                 fds, timeout = self._look_after_channels()
                 due = self._maintain_pools()

@@ -42,7 +42,7 @@ LIMIT_S = 240.0
 
 LANGUAGES = {"python", "console", "output", "text", "toml", "json", "mermaid", "c", "ini"}
 #: Programs other than our own that a page may tell the reader to run.
-PROGRAMS = {"pip", "python", "export", "kill", "jq", "cd", "ls", "rm", "head", "ulimit", "git"}
+PROGRAMS = {"pip", "python", "export", "kill", "jq", "cd", "ls", "rm", "head", "ulimit", "git", "taskset"}
 
 
 _FENCE = re.compile(r"(?P<indent> *)```(?P<info>.*)")
