@@ -51,8 +51,7 @@ from zmqcore._pending cimport (
 from zmqcore._retention cimport Lane, Retained, Retention
 from zmqcore._socket cimport (
     NEVER, SharedSocket, SpinScore, Waiter, Wakes, coarse_now_ns, deadline_after, deadline_from, fork_generation,
-    handle_of, limit_send_buffer, limit_silence, now_ns, set_option, waiter_borrow, waiter_return, wakes_move,
-    wakes_pay,
+    handle_of, limit_silence, now_ns, set_option, waiter_borrow, waiter_return, wakes_move, wakes_pay,
 )
 from zmqcore._window cimport Window
 
@@ -135,7 +134,6 @@ cdef class Channel(Requester):
             set_option(handle, ZMQ_RECONNECT_IVL_MAX, 1000)
             socket.setsockopt(zmq.MAXMSGSIZE, max(max_bytes, BATCH_BYTES))
             limit_silence(handle, liveness, True)
-            limit_send_buffer(handle, (endpoint,))
             if configure is not None:
                 configure(socket)
             socket.connect(endpoint)

@@ -46,7 +46,6 @@ cdef enum:
     ZMQ_SNDMORE = 2
     ZMQ_POLLIN = 1
     ZMQ_POLLOUT = 2
-    ZMQ_SNDBUF = 11
     ZMQ_FD = 14
     ZMQ_EVENTS = 15
     ZMQ_LINGER = 17

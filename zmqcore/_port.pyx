@@ -45,8 +45,8 @@ from zmqcore._libzmq cimport ZMQ_DONTWAIT, ZMQ_SNDMORE, libzmq, raise_errno, zc_
 from zmqcore._outbox cimport BATCH_BYTES, MOST_HELD_BYTES, Outbox
 from zmqcore._request cimport ACK_MESSAGES, Answerer, Peer, Request
 from zmqcore._socket cimport (
-    NEVER, SharedSocket, Waiter, coarse_now_ns, deadline_after, fork_generation, handle_of, limit_send_buffer,
-    limit_silence, now_ns, waiter_borrow, waiter_return,
+    NEVER, SharedSocket, Waiter, coarse_now_ns, deadline_after, fork_generation, handle_of, limit_silence, now_ns,
+    waiter_borrow, waiter_return,
 )
 
 from zmqcore import errors
@@ -93,7 +93,6 @@ cdef class Port(Answerer):
         self, context: zmq.Context, endpoints, *, max_bytes: int = 1 << 28, max_buffers: int = 1024,
         high_water: int = 10_000, liveness: float = 5.0, spin: float = 100e-6, configure=None,
     ):
-        endpoints = tuple(endpoints)
         socket = context.socket(zmq.ROUTER)
         bound = []
         try:
@@ -104,7 +103,6 @@ cdef class Port(Answerer):
             socket.setsockopt(zmq.MAXMSGSIZE, max(max_bytes, BATCH_BYTES))
             socket.setsockopt(zmq.BACKLOG, 1024)
             limit_silence(handle_of(socket), liveness, False)
-            limit_send_buffer(handle_of(socket), endpoints)
             if configure is not None:
                 configure(socket)
             for endpoint in endpoints:

@@ -19,7 +19,6 @@ cdef int64_t deadline_after(timeout) except -1
 cdef int64_t deadline_from(int64_t started, timeout) except -1
 cdef uint64_t fork_generation() noexcept nogil
 cdef int limit_silence(void *socket, double liveness, bint heartbeats) except -1
-cdef int limit_send_buffer(void *socket, endpoints) except -1
 cdef void *handle_of(socket) except NULL
 cdef int set_option(void *socket, int option, int value) except -1
 

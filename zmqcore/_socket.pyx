@@ -26,7 +26,7 @@ from libc.stdint cimport INT64_MAX, int64_t, uint64_t
 from libc.string cimport memcpy
 
 from zmqcore._libzmq cimport (
-    ZMQ_DONTWAIT, ZMQ_EVENTS, ZMQ_FD, ZMQ_HEARTBEAT_IVL, ZMQ_HEARTBEAT_TIMEOUT, ZMQ_POLLIN, ZMQ_POLLOUT, ZMQ_SNDBUF,
+    ZMQ_DONTWAIT, ZMQ_EVENTS, ZMQ_FD, ZMQ_HEARTBEAT_IVL, ZMQ_HEARTBEAT_TIMEOUT, ZMQ_POLLIN, ZMQ_POLLOUT,
     ZMQ_TCP_KEEPALIVE, ZMQ_TCP_KEEPALIVE_IDLE, ZMQ_TCP_KEEPALIVE_INTVL, ZMQ_TCP_MAXRT, libzmq, raise_errno, zc_msg_t,
 )
 
@@ -301,26 +301,6 @@ cdef int limit_silence(void *socket, double liveness, bint heartbeats) except -1
         set_option(socket, ZMQ_TCP_KEEPALIVE_IDLE, pause)
         set_option(socket, ZMQ_TCP_KEEPALIVE_INTVL, pause)
     return 0
-
-
-# -- large messages -----------------------------------------------------------------------------------------
-
-# Of a connection over loopback, in bytes; the kernel takes twice as much, for its own account of it.
-cdef int LOOPBACK_SEND_BUFFER = 200_000
-
-cdef tuple _ON_THIS_HOST = ("ipc://", "inproc://", "tcp://127.", "tcp://localhost:", "tcp://[::1]:")
-
-
-cdef int limit_send_buffer(void *socket, endpoints) except -1:
-    """Keep what the kernel holds for each connection of ``socket`` in the CPUs' caches, if ``endpoints`` are all here.
-
-    Left to itself TCP lets it grow to megabytes, which pays where the other end is far away. Over loopback all of a
-    large message is then written before it is read, and goes through memory: see docs/explanation/performance.md.
-    """
-    for endpoint in endpoints:
-        if not endpoint.startswith(_ON_THIS_HOST):
-            return 0
-    return set_option(socket, ZMQ_SNDBUF, LOOPBACK_SEND_BUFFER)
 
 
 cdef void *handle_of(socket) except NULL:
