@@ -1,7 +1,7 @@
 """zmqcore itself, as a process that is measured: calls, casts, futures and coroutines through the public API.
 
-``python peers_zmqcore.py server|client ENDPOINT... [--workers N] [--spin SECONDS]`` speaks the line protocol of
-``peer.py``. The client is told where the server listens (``connect=``), so no registry takes part. Besides, a client
+``python peers_zmqcore.py server|client ENDPOINT... [--workers N] [--spin SECONDS] [--cpu N]`` speaks the line protocol
+of ``peer.py``. The client is told where the server listens (``connect=``), so no registry takes part. Besides, a client
 knows ``asyncio SIZE SECONDS DEPTH`` and ``uvloop SIZE SECONDS DEPTH``: DEPTH coroutines, each with one call after the
 other.
 """
@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import functools
 import importlib
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -203,7 +204,10 @@ def main() -> None:
     parser.add_argument("endpoint", nargs="+")
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--spin", type=float, help="yield-spin in seconds (default: the node's own)")
+    parser.add_argument("--cpu", type=int, help="run on this CPU alone, where that can be asked for (Linux)")
     options = parser.parse_args()
+    if options.cpu is not None and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {options.cpu})
     die_with_parent()
     settings = {} if options.spin is None else {"spin": options.spin}
     node = Node("memory://bench", **settings)

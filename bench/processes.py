@@ -63,8 +63,10 @@ class Peers:
             return [str(self.floor), self.libzmq, role, endpoint]
         if kind == "pyzmq":
             return [sys.executable, str(BENCH / "peers_pyzmq.py"), role, form or "plain", endpoint]
-        workers = form.removeprefix("w") or "0"
-        options = [f"--workers={workers}", *self.spin]
+        options = [f"--workers={form.removeprefix('w')}"] if form.startswith("w") else []
+        options += self.spin
+        if form == "1cpu" and role == "client":
+            options.append("--cpu=0")
         return [sys.executable, str(BENCH / "peers_zmqcore.py"), role, endpoint, *options]
 
     def start(self, names: Iterable[str], transport: str) -> dict[str, Pair]:

@@ -87,6 +87,12 @@ TASKS = (
             for peer in ("c", "pyzmq", "zmqcore")
             for threads in (1, 8, 32)
         ),
+    ).and_also(
+        # The same client with its threads on one CPU: how much of it is where the scheduler puts them.
+        *(
+            Entry(f"zmqcore-1cpu x{threads}", "zmqcore-1cpu", f"threads 16 {{s}} {threads}")
+            for threads in (8, 32)
+        )
     ),
     same_command(
         "inflight", "100 calls in flight, 16 B", "inflight 16 {s} 100", "c pyzmq pyzmq-msgpack zmqcore"

@@ -1083,8 +1083,11 @@ cdef class Channel(Requester):
         """
         cdef Parcel parcel
         cdef Header header
-        cdef int64_t now = coarse_now_ns()
-        if self.state != STATE_OPEN or not self.pending or now - self.quiet_since < SILENCE:
+        cdef int64_t now
+        if self.state != STATE_OPEN or not self.pending:
+            return 0
+        now = now_ns()      # not the coarse clock: who has waited for SILENCE would come ms too early, and 2 s too late
+        if now - self.quiet_since < SILENCE:
             return 0
         self.quiet_since = now      # one such ping for each silence, however often somebody looks
         header_begin(&header, KIND_PING, FLAG_FLOW, self.window.sent_id + 1)
