@@ -20,7 +20,7 @@ from zmqcore.node import Node, default_node
 from zmqcore.rpc.async_client import AsyncClient
 from zmqcore.rpc.async_server import AsyncServer
 from zmqcore.rpc.client import Client
-from zmqcore.rpc.deadline import remaining as time_left
+from zmqcore.rpc.deadline import time_left
 from zmqcore.rpc.interception import Operation
 from zmqcore.rpc.metadata import metadata
 from zmqcore.rpc.processes import ServerProcesses

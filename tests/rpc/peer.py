@@ -75,7 +75,7 @@ class Worker:
         return self._counts.get(key, 0)
 
     def remaining(self) -> float | None:
-        return deadline.remaining()
+        return deadline.time_left()
 
     def relay(self, seconds: float, topics: list[str], method: str, *args: Any) -> Any:
         """Sleep, then have the next topic do the same; the last one runs ``method``."""

@@ -86,7 +86,7 @@ class Gate:
         raise LookupError(text)
 
     def remaining(self) -> float | None:
-        return deadline.remaining()
+        return deadline.time_left()
 
 
 @pytest.fixture
@@ -285,7 +285,7 @@ def test_a_deadline_of_the_surrounding_request_holds(serve: Serve, make: Make, g
         token = deadline.current.set(time.monotonic() + 0.1)
         with pytest.raises(DeadlineExceeded):
             await client.call("wait")
-        await eventually(lambda: deadline.remaining() <= 0)
+        await eventually(lambda: deadline.time_left() <= 0)
         with pytest.raises(DeadlineExceeded):
             await client.call("echo", 1)
         deadline.current.reset(token)

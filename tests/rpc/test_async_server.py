@@ -79,10 +79,10 @@ class Work:
         self.noted.append(value)
 
     async def remaining(self) -> float | None:
-        return deadline.remaining()
+        return deadline.time_left()
 
     def remaining_plain(self) -> float | None:
-        return deadline.remaining()
+        return deadline.time_left()
 
 
 class Pair:
@@ -200,7 +200,7 @@ def test_deadlines(pair: Pair) -> None:
                 left = await client.prepare(timeout=20.0).call(method)
                 assert 0 < left <= 20.0
                 assert await client.prepare(timeout=None).call(method) is None
-            assert deadline.remaining() is None
+            assert deadline.time_left() is None
             with pytest.raises(DeadlineExceeded):
                 await client.prepare(timeout=0.05).call("wait")
             work.gate.set()
@@ -247,7 +247,7 @@ def test_no_handler_sees_the_context_of_another_request(pair: Pair) -> None:
     seen: list[Any] = []
 
     def plain(value: int) -> None:
-        seen.append((variable.get(), deadline.remaining()))
+        seen.append((variable.get(), deadline.time_left()))
         variable.set(value)
         deadline.current.set(time.monotonic() + 1000.0)
 

@@ -109,7 +109,7 @@ def test_no_timeout_waits_as_long_as_it_takes(
     serve: Callable[..., Server], connect: Callable[..., Client], running: Running
 ) -> None:
     gate = threading.Event()
-    serve("t", {"work": lambda: gate.wait(30.0), "remaining": deadline.remaining})
+    serve("t", {"work": lambda: gate.wait(30.0), "remaining": deadline.time_left})
     client = connect("t", timeout=None)
     assert client.call("remaining") is None
     waiting = running(client.call, "work")
@@ -122,7 +122,7 @@ def test_no_timeout_waits_as_long_as_it_takes(
 def test_the_deadline_travels(serve: Callable[..., Server], connect: Callable[..., Client]) -> None:
     for workers in (0, 2):
         topic = f"t{workers}"
-        serve(topic, {"remaining": deadline.remaining}, workers=workers)
+        serve(topic, {"remaining": deadline.time_left}, workers=workers)
         client = connect(topic)
         for timeout in (7.0, 0.9, 3600.0, 1e9):
             left = client.prepare(timeout=timeout).call("remaining")
@@ -131,14 +131,14 @@ def test_the_deadline_travels(serve: Callable[..., Server], connect: Callable[..
             assert left > min(timeout, 2**32 / 1000) - 30.0
         assert client.prepare(timeout=None).call("remaining") is None
         assert client.call("remaining") <= client.timeout + 0.001, "each request has its own"
-    assert deadline.remaining() is None
+    assert deadline.time_left() is None
 
 
 def test_a_cast_has_no_deadline(
     serve: Callable[..., Server], connect: Callable[..., Client], until: Until
 ) -> None:
     seen: list[float | None] = []
-    serve("t", {"work": lambda: seen.append(deadline.remaining())}, workers=1)
+    serve("t", {"work": lambda: seen.append(deadline.time_left())}, workers=1)
     client = connect("t", timeout=0.5)
     client.cast("work")
     client.fanout("work")
@@ -220,7 +220,7 @@ def test_a_handler_whose_time_is_over_starts_nothing(
     assert inner.call("echo", 1) == 1, "the way is open"
 
     def work() -> None:
-        wait = deadline.remaining()
+        wait = deadline.time_left()
         assert wait is not None
         time.sleep(wait + 0.01)
         for operation in (inner.call, lambda *args: inner.submit(*args).result()):
@@ -247,7 +247,7 @@ def test_a_handler_whose_time_is_over_starts_nothing(
 def test_the_deadline_of_one_request_does_not_leak_into_another(
     serve: Callable[..., Server], connect: Callable[..., Client]
 ) -> None:
-    serve("t", {"remaining": deadline.remaining}, workers=1)
+    serve("t", {"remaining": deadline.time_left}, workers=1)
     client = connect("t")
     for _ in range(3):
         assert client.prepare(timeout=2.0).call("remaining") <= 2.001
@@ -277,7 +277,7 @@ def test_a_callback_does_not_inherit_the_deadline_of_the_thread_that_runs_it(
     channels = inner._node.pool.channels
     until(lambda: any(channel.led for channel in channels()))
     future = inner.submit("last", 1)
-    future.add_done_callback(lambda _: seen.append(deadline.remaining()))
+    future.add_done_callback(lambda _: seen.append(deadline.time_left()))
     gate.set()
     assert started.result() == 2
     until(lambda: seen)

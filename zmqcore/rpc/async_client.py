@@ -23,7 +23,7 @@ from zmqcore.rpc.handover import in_thread
 from zmqcore.rpc.hedging import first_answer_async
 from zmqcore.rpc.loop import LoopChannels, channels_of_running_loop
 from zmqcore.rpc.results import Fanout, Gathered
-from zmqcore.rpc.retry import Refused, Search
+from zmqcore.rpc.retry import Retryable, Search
 from zmqcore.rpc.route import Message
 
 __all__ = ["AsyncClient"]
@@ -68,7 +68,7 @@ class AsyncClient(BaseClient):
                     await reply
                     envelope = reply.envelope()
                 return faults.outcome(envelope, self._codec, endpoint, channels.stream)
-            except Refused as exc:
+            except Retryable as exc:
                 search = self._search(deadline)
                 if not search.goes_on(target, exc):
                     raise
@@ -233,7 +233,7 @@ class AsyncClient(BaseClient):
             if target is not None:
                 try:
                     return await self._ask(channels, target, operate, search.deadline)
-                except Refused as exc:
+                except Retryable as exc:
                     if not search.goes_on(target, exc):
                         raise
             elif search.failure is None:
@@ -290,7 +290,7 @@ async def _until_finished(lanes: Callable[[], Iterable[Lane]], deadline: float |
     """
     pause = _FIRST_LOOK
     while not is_finished(lanes):
-        left = deadlines.time_left(deadline)
+        left = deadlines.seconds_until(deadline)
         if left == 0.0:
             return
         await asyncio.sleep(pause if left is None else min(pause, left))

@@ -22,7 +22,7 @@ from zmqcore.rpc.base_client import BaseClient
 from zmqcore.rpc.future import CallFuture
 from zmqcore.rpc.hedging import first_answer
 from zmqcore.rpc.results import Fanout, Gathered
-from zmqcore.rpc.retry import Refused, Search
+from zmqcore.rpc.retry import Retryable, Search
 from zmqcore.rpc.route import Message
 
 __all__ = ["Client"]
@@ -74,7 +74,7 @@ class Client(BaseClient):
             # Most calls go this way: nothing to choose, no lock to take.
             try:
                 return self._call(target, *request, self.timeout)
-            except Refused as exc:
+            except Retryable as exc:
                 search = self._search(deadlines.tighten(self.timeout, started))
                 if not search.goes_on(target, exc):
                     raise

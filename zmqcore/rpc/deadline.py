@@ -7,13 +7,13 @@ from contextvars import ContextVar
 
 from zmqcore import errors
 
-__all__ = ["check_time", "current", "remaining", "tighten", "time_left"]
+__all__ = ["check_time", "current", "seconds_until", "tighten", "time_left"]
 
 #: A time of ``time.monotonic()``, or None outside a handler and in one whose caller set no deadline.
 current: ContextVar[float | None] = ContextVar("zmqcore_deadline", default=None)
 
 
-def remaining() -> float | None:
+def time_left() -> float | None:
     """Return how many seconds are left for the request that is being handled; None if there is no limit."""
     deadline = current.get()
     return None if deadline is None else max(0.0, deadline - time.monotonic())
@@ -31,7 +31,7 @@ def tighten(timeout: float | None, started: float | None = None) -> float | None
     return own if inherited is None or own < inherited else inherited
 
 
-def time_left(deadline: float | None) -> float | None:
+def seconds_until(deadline: float | None) -> float | None:
     """Return the seconds until ``deadline``, a time of ``time.monotonic()``; 0 if it has passed."""
     if deadline is None:
         return None
@@ -41,7 +41,7 @@ def time_left(deadline: float | None) -> float | None:
 
 def check_time(deadline: float | None) -> float | None:
     """Return the seconds until ``deadline``, or raise DeadlineExceeded if there are none."""
-    left = time_left(deadline)
+    left = seconds_until(deadline)
     if left == 0.0:
         raise errors.DeadlineExceeded("the deadline had passed before anything was sent")
     return left

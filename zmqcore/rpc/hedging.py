@@ -7,7 +7,7 @@ import concurrent.futures
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from zmqcore.rpc.retry import Refused
+from zmqcore.rpc.retry import Retryable
 
 __all__ = ["first_answer", "first_answer_async"]
 
@@ -55,4 +55,4 @@ async def first_answer_async(first: Coro, hedge_after: float, hedge: Callable[[]
 
 def _answered(future: Future | asyncio.Future[Any]) -> bool:
     """Whether ``future`` has ended, by an answer."""
-    return future.done() and not isinstance(future.exception(), Refused)
+    return future.done() and not isinstance(future.exception(), Retryable)

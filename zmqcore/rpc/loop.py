@@ -19,7 +19,7 @@ from zmqcore._loop import Driven, LoopCalls, Reply
 from zmqcore._pending import Pending
 from zmqcore._retention import Lane
 from zmqcore.node import Node
-from zmqcore.rpc.deadline import check_time, time_left
+from zmqcore.rpc.deadline import check_time, seconds_until
 from zmqcore.rpc.handover import in_thread, on_loop
 from zmqcore.rpc.route import Message
 from zmqcore.rpc.stream import AsyncStream, Read
@@ -97,7 +97,7 @@ class LoopChannels(LoopCalls):
         return reply.envelope()
 
     def _begin(self, driven: Driven, request: Message, deadline: float | None) -> Reply:
-        pending = driven.channel.submit_nowait(*request, time_left(deadline), self.settle)
+        pending = driven.channel.submit_nowait(*request, seconds_until(deadline), self.settle)
         reply = self.expect(pending, driven)
         self.sent(driven, deadline)
         return reply
@@ -367,7 +367,7 @@ class LoopChannels(LoopCalls):
                 turns.expire(_no_room(driven, turns is driven.waiting_to_accept))
                 turns.serve()
             if turns:
-                left = min(each for each in (left, turns.time_left(), _ROOM_INTERVAL) if each is not None)
+                left = min(each for each in (left, turns.seconds_left(), _ROOM_INTERVAL) if each is not None)
         return left
 
     def _gone(self, endpoint: str) -> Exception:

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 from zmqcore import errors
 from zmqcore.rpc.balancing import Target
-from zmqcore.rpc.deadline import time_left
+from zmqcore.rpc.deadline import seconds_until
 
-__all__ = ["Refused", "Retry", "RetryBudget", "Search"]
+__all__ = ["Retry", "RetryBudget", "Retryable", "Search"]
 
 #: What place() goes on after, unless the policy says no: the member has not taken the request, or may not have.
-Refused = (errors.Unreachable, errors.PeerLost, errors.Overloaded)
+Retryable = (errors.Unreachable, errors.PeerLost, errors.Overloaded)
 
 #: Between two rounds over members that cannot be reached: first and longest pause, in seconds.
 _PAUSE, _PAUSE_MAX = 0.02, 0.5
@@ -127,7 +127,7 @@ class Search:
         return (
             self._retry is not None
             and self._retries < self._retry.attempts
-            and time_left(self.deadline) != 0.0
+            and seconds_until(self.deadline) != 0.0
             and self._budget.spend()
         )
 

@@ -19,7 +19,7 @@ from zmqcore.rpc.accepted import Lanes, unfinished
 from zmqcore.rpc.balancing import Balancer, Target
 from zmqcore.rpc.deadline import check_time
 from zmqcore.rpc.forked import renew_in_child
-from zmqcore.rpc.retry import Refused, RetryBudget, Search
+from zmqcore.rpc.retry import Retryable, RetryBudget, Search
 from zmqcore.topic import Topic
 
 __all__ = ["Message", "Route", "Routes"]
@@ -130,7 +130,7 @@ class Route:
                     result = operate(target, *arguments, check_time(deadline))
                 except BaseException as exc:
                     self.failed(target, exc)
-                    if not isinstance(exc, Refused) or not search.goes_on(target, exc):
+                    if not isinstance(exc, Retryable) or not search.goes_on(target, exc):
                         raise
                 else:
                     self.answered(target)

@@ -38,7 +38,9 @@ class _Stream:
 
     def _left(self) -> float | None:
         """How long to wait for the next item: no longer than what is left for the request that is being handled."""
-        return self.timeout if _inherited() is None else deadlines.time_left(deadlines.tighten(self.timeout))
+        return (
+            self.timeout if _inherited() is None else deadlines.seconds_until(deadlines.tighten(self.timeout))
+        )
 
     def _open(self, pending: Pending, envelope: Envelope) -> Any:
         """Return the value of an item; raise what else ``envelope`` stands for, and StopIteration at the end."""

@@ -92,7 +92,7 @@ class Turns(OrderedDict[int, Waiting]):
                 waiting.turn.settle(refused)
         self.clear()
 
-    def time_left(self) -> float | None:
+    def seconds_left(self) -> float | None:
         """Return how many seconds are left until the next deadline; None if there is none."""
         first = self._deadlines.first
         return None if first is None else max(0.0, first[0] / 1e9 - time.monotonic())
