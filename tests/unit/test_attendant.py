@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -96,6 +97,25 @@ def test_a_channel_is_attended_until_it_has_enough(
     attendant.attend(later)
     _until(lambda: later.attended == 3)
     assert (one.attended, two.attended) == (5, 3)
+
+
+def test_without_a_descriptor_it_says_so_and_tries_again(
+    attendant: Attendant, channel: Callable[..., Channel], caplog: pytest.LogCaptureFixture
+) -> None:
+    one, two = channel(2), channel(2)
+    before = threading.active_count()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(one.fd)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+    try:
+        attendant.attend(one)
+        _until(lambda: "no descriptor is left" in caplog.text and threading.active_count() == before)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert one.attended == 0
+    attendant.attend(two)
+    _until(lambda: one.attended == two.attended == 2)
 
 
 def test_it_wakes_when_the_descriptor_is_readable(
