@@ -769,12 +769,14 @@ def test_ten_servers_one_of_them_stopped(record: Record, client_of: Callable[...
 
 
 def test_one_that_kills_its_server_goes_round_with_growing_pauses(
-    record: Record, address: str, client_of: Callable[..., Client]
+    record: Record, address: str, client_of: Callable[..., Client], tmp_path: Path
 ) -> None:
     run = record.start(address, server={"workers": 0})
     client = client_of(address)
-    client.cast("exit", "poison", 0)
+    both_accepted = tmp_path / "both accepted"
+    client.cast("exit", "poison", 0, str(both_accepted))
     client.cast("note", "me", 1)
+    both_accepted.touch()
     run.process.wait(PATIENCE)
     for _ in range(3):
         # Not waited for: what kills it may come before it has said where it listens.
