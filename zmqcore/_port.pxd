@@ -36,6 +36,10 @@ cdef class Port(Answerer):
     cdef int64_t last_look      # ... and when it has received last
     cdef Senders senders        # of messages with an identity
     cdef bint receiving         # a thread is in receive()
+    cdef uint64_t n_receiving   # ... and how many times one has been
+    cdef bint standing_by       # a thread is in stand_by()
+    cdef Waiter standby         # ... and its waiter, if there was a descriptor for one
+    cdef bint relieved          # relieve() has been called since
     cdef bint watched           # ... and in poll(2): senders must keep the edge-trigger rule
     cdef bint woken, closed
     cdef bint leaving           # goodbye() has been called

@@ -46,7 +46,7 @@ from zmqcore._outbox cimport BATCH_BYTES, MOST_HELD_BYTES, Outbox
 from zmqcore._request cimport ACK_MESSAGES, Answerer, Peer, Request
 from zmqcore._socket cimport (
     NEVER, SharedSocket, Waiter, coarse_now_ns, deadline_after, fork_generation, handle_of, limit_silence, now_ns,
-    waiter_borrow, waiter_return,
+    wait_without_gil, waiter_borrow, waiter_return,
 )
 
 from zmqcore import errors
@@ -153,6 +153,7 @@ cdef class Port(Answerer):
             if self.receiving:
                 raise errors.InternalError("two threads receive from one port")
             self.receiving = True
+            self.n_receiving += 1
             self.receiver = PyThread_get_thread_ident()
             try:
                 self._flush_held()
@@ -246,6 +247,64 @@ cdef class Port(Answerer):
         self.woken = True
         if self.watched:
             self.waiter.wake()
+        self.shared.leave()
+
+    def stand_by(self, interval: float, quiet: float) -> None:
+        """Wait until no thread has been in receive() for ``interval`` seconds, relieve() is called, or nothing has come
+        for ``quiet`` seconds.
+
+        Without the GIL all the while: another thread that wants it would lose its turn to this one. Raises
+        InternalError if another thread stands by.
+        """
+        cdef int64_t tick = max(1, <int64_t>(interval * 1e9)), patience = <int64_t>(quiet * 1e9)
+        cdef int64_t now = now_ns(), heard = now
+        cdef uint64_t receives = 0, received = 0
+        cdef bint absent = False, over = False
+        cdef int read_fd = -1
+        cdef Waiter waiter = None
+        self._check()
+        try:
+            waiter = waiter_borrow()
+            read_fd = waiter.read_fd
+        except OSError:
+            pass        # there is no descriptor left: relieve() is noticed at the next look
+        self.shared.enter()
+        if self.standing_by:
+            self.shared.leave()
+            if waiter is not None:
+                waiter_return(waiter)
+            raise errors.InternalError("two threads stand by at one port")
+        self.standing_by, self.standby = True, waiter
+        self.shared.leave()
+        with nogil:
+            while True:
+                self.shared.lock.acquire()
+                if self.n_received_bytes != received:
+                    heard, received = now, self.n_received_bytes
+                over = self.relieved or now - heard >= patience or (
+                    absent and not self.receiving and self.n_receiving == receives)
+                absent, receives = not self.receiving, self.n_receiving
+                if over:
+                    self.relieved = self.standing_by = False
+                self.shared.lock.release()
+                if over:
+                    break
+                wait_without_gil(read_fd, now + tick)
+                now = now_ns()
+        if waiter is not None:
+            self.shared.enter()
+            if self.standby is waiter:
+                self.standby = None
+            self.shared.leave()
+            waiter_return(waiter)
+
+    def relieve(self) -> None:
+        """Make stand_by() return, now or the next time."""
+        self._check()
+        self.shared.enter()
+        self.relieved = True
+        if self.standby is not None:
+            self.standby.wake()
         self.shared.leave()
 
     def goodbye(self) -> None:

@@ -33,6 +33,7 @@ cdef struct Wakes:
     int n
     int[64] fds
 
+cdef int wait_without_gil(int read_fd, int64_t deadline) noexcept nogil
 cdef int wake_by(int write_fd) noexcept nogil
 cdef int wakes_owe(Wakes *wakes, Waiter waiter) noexcept
 cdef int wakes_move(Wakes *source, Wakes *target) noexcept

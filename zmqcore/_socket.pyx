@@ -377,6 +377,11 @@ cdef class Waiter:
         return 0
 
 
+cdef int wait_without_gil(int read_fd, int64_t deadline) noexcept nogil:
+    """Wait until the Waiter with this descriptor (-1: none) is woken, or ``deadline``. Signal handlers do not run."""
+    return zc_wait(-1, read_fd, deadline, 0)
+
+
 cdef int wake_by(int write_fd) noexcept nogil:
     """Wake the Waiter with this descriptor, as its wake() does."""
     zc_wake_write(write_fd)

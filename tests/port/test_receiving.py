@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
 import queue
+import resource
 import signal
 import threading
 import time
@@ -17,6 +19,7 @@ from zmqcore import errors
 from zmqcore._frame import pinned
 from zmqcore._port import Port
 from zmqcore._request import Request
+from zmqcore._socket import waiters
 
 LIMIT = 30.0
 
@@ -387,3 +390,67 @@ def test_large_buffers_come_without_a_copy_and_go_back(port: Port, bare: Callabl
     del call
     port.receive(64, 0.0)
     assert pinned()["received_buffers"] == 0
+
+
+# -- standing by ---------------------------------------------------------------------------------------------
+
+FOR_EVER = 1e6
+
+
+def in_thread(work: Callable[[], Any]) -> threading.Thread:
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    return thread
+
+
+def ended(thread: threading.Thread) -> bool:
+    thread.join(LIMIT)
+    return not thread.is_alive()
+
+
+def test_who_stands_by_is_back_when_nobody_receives(port: Port) -> None:
+    assert ended(in_thread(lambda: port.stand_by(0.001, FOR_EVER)))
+
+
+def test_who_stands_by_stays_while_another_receives(port: Port, bare: Callable[..., Any]) -> None:
+    client = bare(port.endpoints[0])
+    came: list[Request] = []
+    receiving = in_thread(lambda: receive_all(port, came.append))
+    client.send("cast", flow=False)
+    while not came:
+        time.sleep(0.001)
+    standing_by = in_thread(lambda: port.stand_by(0.001, FOR_EVER))
+    standing_by.join(0.05)  # it looks fifty times
+    assert standing_by.is_alive()
+    with pytest.raises(errors.InternalError, match="two threads stand by"):
+        port.stand_by(0.001, FOR_EVER)
+    port.relieve()
+    assert ended(standing_by)
+    port.relieve()  # nobody stands by now: the next one is back at once
+    assert ended(in_thread(lambda: port.stand_by(0.001, FOR_EVER)))
+    # Nothing comes.
+    assert ended(in_thread(lambda: port.stand_by(0.001, 0.01)))
+    # The one who receives goes.
+    standing_by = in_thread(lambda: port.stand_by(0.001, FOR_EVER))
+    port.close()
+    assert ended(receiving)
+    assert ended(standing_by)
+
+
+def test_standing_by_needs_no_descriptor(open_port: Callable[..., Port]) -> None:
+    ports = [open_port() for _ in range(waiters()["idle"] + 1)]
+    receiving = [in_thread(lambda port=port: receive_all(port, list)) for port in ports]
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(0)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+    try:
+        standing_by = [in_thread(lambda port=port: port.stand_by(0.001, FOR_EVER)) for port in ports]
+        for port in ports:
+            port.relieve()
+        assert all(map(ended, standing_by))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    for port in ports:
+        port.close()
+    assert all(map(ended, receiving))

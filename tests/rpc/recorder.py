@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from zmqcore import AsyncServer, Node, Server
@@ -32,7 +33,7 @@ class Recorder:
 
     def exit(self, sender: str, number: int, after: str) -> None:
         """Be killed as soon as the file ``after`` exists."""
-        while not os.path.exists(after):
+        while not Path(after).exists():
             time.sleep(0.001)
         self.note(sender, number)
         os.kill(os.getpid(), 9)

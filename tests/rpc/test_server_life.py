@@ -428,6 +428,25 @@ def test_a_short_queue_loses_nothing(
     assert channel["casts"] == 3000
 
 
+def test_a_handler_that_has_always_been_short_may_turn_out_to_be_long(
+    serve: Callable[..., Server], connect: Callable[..., Client], gate: Gate
+) -> None:
+    """Nobody was woken before it began: who stands by takes over."""
+    serve("t", gate, workers=2)
+    client = connect("t")
+    gate.opened.set()
+    for number in range(50):
+        assert client.call("wait", number) == number
+    gate.opened.clear()
+    while gate.entered.acquire(blocking=False):
+        pass
+    blocked = client.submit("wait", "late")
+    gate.await_entered()
+    assert client.call("echo", 1) == 1
+    gate.opened.set()
+    assert blocked.result() == "late"
+
+
 def test_a_full_queue_is_bounded_on_both_sides(
     serve: Callable[..., Server], make_node: Callable[..., Node], registry: str, gate: Gate
 ) -> None:

@@ -7,7 +7,7 @@ a whole round trip. Instead the thread that has received a request runs it:
 * :class:`Threads` are N + 1 threads, of which at most N run handlers and one at a time *receives*. Whoever has received
   runs the first request itself. Before a handler that usually takes long it wakes another thread to receive meanwhile;
   before a short one it wakes nobody and receives again right after. While requests are coming, one more thread stands
-  by and looks every millisecond whether a handler takes longer than it used to; then it takes over.
+  by and looks every millisecond, without the GIL, whether a handler takes longer than it used to; then it takes over.
 
 Each request is run in a context of its own. To make one for each would cost more than all else here, so a context is
 used as long as handlers leave it empty, which is seen at once.
@@ -233,7 +233,14 @@ class Threads(_Executor):
         """This thread will be busy for long: somebody else should receive, and run what waits."""
         with self._lock:
             if self._idle:
-                self._changed.notify(1 + len(self._backlog))
+                self._rouse(1 + len(self._backlog))
+
+    def _rouse(self, most: int) -> None:
+        """Wake up to ``most`` of those who wait, who stands by first. The lock is held."""
+        if self._standing_by:
+            self._port.relieve()
+            most -= 1
+        self._changed.notify(most)
 
     def _room(self) -> int:
         return 0 if self._backlog.full else _BATCH
@@ -270,9 +277,11 @@ class Threads(_Executor):
                 self._changed.wait()
                 return
             self._standing_by = True
+            self._lock.release()
             try:
-                self._changed.wait(_STANDBY_INTERVAL)
+                self._port.stand_by(_STANDBY_INTERVAL, _STANDBY_FOR)
             finally:
+                self._lock.acquire()
                 self._standing_by = False
         finally:
             self._idle -= 1
@@ -301,5 +310,5 @@ class Threads(_Executor):
         with self._lock:
             self._ended = True
             self._receiving = False
-            self._changed.notify_all()
+            self._rouse(len(self._threads))
         return None
