@@ -116,6 +116,10 @@ cdef class Channel(Requester):
     Thread-safe. After a fork the child cannot use it (Closed). Costs two file descriptors.
     """
 
+    def __cinit__(self, *args, **options):
+        if not args and not options:
+            raise TypeError("Channel takes a context and an endpoint")
+
     def __init__(
         self, context: zmq.Context, endpoint: str, *, window_messages: int = 4096, window_bytes: int = 1 << 26,
         max_bytes: int = 1 << 28, max_buffers: int = 1024, liveness: float = 5.0, spin: float = 100e-6, configure=None,

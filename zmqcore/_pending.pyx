@@ -32,6 +32,9 @@ cdef class Pending:
     Thread-safe. It has a deadline from its start, and always ends by that: with an envelope or an error.
     """
 
+    def __init__(self):
+        raise TypeError("a Pending is made by Channel.submit()")
+
     @property
     def done(self) -> bool:
         """Whether it has ended: by a reply, an error, its deadline or cancel()."""

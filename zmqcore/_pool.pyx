@@ -65,6 +65,10 @@ cdef class ChannelPool(Lifecycle):
     Thread-safe by its own lock. In a forked child it is empty and works; nothing of the parent's is used or closed.
     """
 
+    def __cinit__(self, *args, **options):
+        if not args and not options:
+            raise TypeError("ChannelPool takes the function that makes a channel")
+
     def __init__(
         self, connect, *, max_sockets: int | None = None, max_sockets_per_endpoint: int = 1, idle_ttl: float = 300.0,
         max_lifetime: float = 3600.0, acquire_timeout: float = 30.0, max_waiting: int = 10_000,
@@ -120,7 +124,7 @@ cdef class ChannelPool(Lifecycle):
         # Nothing up to release() can raise, or make an object that the garbage collector knows.
         table.lock.acquire()
         slot = table.find(endpoint)
-        if slot is not None and slot.stage == STAGE_OPEN:
+        if slot is not None and slot.stage == STAGE_OPEN and not table.closed:
             table.use(slot, now)
             table.n_acquired += 1
             table.n_reused += 1
@@ -163,6 +167,8 @@ cdef class ChannelPool(Lifecycle):
 
         Giving back what a forked child's parent acquired does nothing; InternalError for what no pool has made.
         """
+        if channel is None:
+            raise TypeError("release() takes a channel that acquire() has returned, not None")
         if channel.owner is None:
             raise errors.InternalError(f"{channel!r} does not belong to a pool")
         self._count_out(channel.owner)
@@ -269,7 +275,7 @@ cdef class ChannelPool(Lifecycle):
         # As in acquire_open().
         table.lock.acquire()
         slot = table.find(endpoint)
-        if slot is not None and slot.stage == STAGE_OPEN and table.maintain_from == MAINTAINED:
+        if slot is not None and slot.stage == STAGE_OPEN and table.maintain_from == MAINTAINED and not table.closed:
             table.touch(slot, now)
             table.n_acquired += 1
             table.n_reused += 1
@@ -409,7 +415,7 @@ cdef class ChannelPool(Lifecycle):
                             if slot is None and table.total < self.max_sockets:
                                 slot = table.reserve(endpoint)
                         if slot is None:
-                            if table.waiting >= self.max_waiting:
+                            if table.waiting >= self.max_waiting + table.n_free_soon():
                                 table.n_refused += 1
                                 raise errors.PoolExhausted(
                                     f"{table.numbers()}; {table.waiting} threads wait already (limit"

@@ -89,6 +89,10 @@ cdef class Port(Answerer):
     receive() belongs to one thread at a time, everything else is thread-safe. A forked child cannot use it.
     """
 
+    def __cinit__(self, *args, **options):
+        if not args and not options:
+            raise TypeError("Port takes a context and the endpoints to bind")
+
     def __init__(
         self, context: zmq.Context, endpoints, *, max_bytes: int = 1 << 28, max_buffers: int = 1024,
         high_water: int = 10_000, liveness: float = 5.0, spin: float = 100e-6, configure=None,

@@ -142,6 +142,9 @@ cdef class Request:
     A cast or fanout with ``accepted`` is to be given to finish() when the work is done, also if that has failed.
     """
 
+    def __init__(self):
+        raise TypeError("a Request is made by Port.receive()")
+
     @property
     def kind(self) -> str:
         """"call", "cast" or "fanout"."""

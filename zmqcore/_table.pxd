@@ -128,6 +128,7 @@ cdef class Table:
     cdef int check_negative(self, str endpoint) except -1
     cdef int forget_failures(self, int64_t now) except -1
     cdef object unreachable(self, str endpoint, str detail)
+    cdef Py_ssize_t n_free_soon(self) except -1
     cdef str numbers(self)
     cdef int count_wait(self, int64_t waited) except -1
     cdef dict stats(self)

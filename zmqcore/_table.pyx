@@ -609,12 +609,18 @@ cdef class Table:
 
     # -- what it tells about itself ------------------------------------------------------------------------
 
+    cdef Py_ssize_t n_free_soon(self) except -1:
+        """Return how many of those that wait for a place need not wait for a user: for as many an idle channel gives
+        way, or one is being closed."""
+        return self.probation.length + self.protected.length + len(self.closing)
+
     cdef str numbers(self):
         """Return in words where all the sockets are."""
         cdef Py_ssize_t leaving = len(self.draining) + len(self.closing)
-        pinned = self.total - self.in_use - leaving - self.probation.length - self.protected.length
-        return (f"all {self.max_sockets} sockets of the pool are taken: {self.in_use} in use, {pinned} idle but"
-                f" pinned, {len(self.draining)} draining, {len(self.closing)} closing")
+        cdef Py_ssize_t idle = self.probation.length + self.protected.length
+        pinned = self.total - self.in_use - leaving - idle
+        return (f"all {self.max_sockets} sockets of the pool are taken: {self.in_use} in use, {idle} idle, {pinned} idle"
+                f" but pinned, {len(self.draining)} draining, {len(self.closing)} closing")
 
     cdef int count_wait(self, int64_t waited) except -1:
         """Note a wait of ``waited`` ns for a place. Takes the lock."""

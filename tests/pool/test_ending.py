@@ -55,6 +55,39 @@ def test_close_drains(far: Far) -> None:
     assert [bytes(each.envelope().body) for each in pending] == [b"ok"] * 20
 
 
+def test_a_pool_that_is_closing_takes_nothing_new(far: Far) -> None:
+    node = holding(far)
+    pool, where = node.pool, far.endpoint(0)
+    channel = pool.acquire(where)
+    far.reading.clear()
+    pending = channel.submit(b"t", "m", b"x", None, b"", 0, PATIENCE, lambda _: None)
+    pool.release(channel)
+    closing = threading.Thread(target=pool.close, args=(PATIENCE,))
+    closing.start()
+    until(lambda: "closed" in repr(pool), "it is closing")
+    assert channel.state_name == "open"
+    assert pool.acquire_open(where) is None
+    assert pool.send_now(where, "cast", b"t", "m", b"x", None, b"", 0) == 0
+    for begin in (
+        lambda: pool.acquire(where),
+        lambda: pool.call(where, b"t", "m", b"x", None, b"", 0, PATIENCE),
+        lambda: pool.submit(where, b"t", "m", b"x", None, b"", 0, lambda _: None, PATIENCE),
+    ):
+        with pytest.raises(Closed):
+            begin()
+    far.reading.set()
+    closing.join()
+    assert bytes(pending.envelope().body) == b"ok"
+    node.close()
+
+
+def test_release_takes_a_channel(far: Far) -> None:
+    node = holding(far)
+    with pytest.raises(TypeError, match="not None"):
+        node.pool.release(None)  # type: ignore[arg-type]
+    node.close()
+
+
 def test_close_gives_up_in_time(far: Far) -> None:
     """What has no answer by then ends with Closed."""
     far.port.close()

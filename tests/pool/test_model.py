@@ -114,7 +114,7 @@ class Machine(RuleBasedStateMachine):
 
     def all_taken(self) -> str:
         used = sum(slot.users > 0 for slot in self.slots.values())
-        return f"all {CAP} sockets of the pool are taken: {used} in use, {CAP - used} idle but pinned, 0 draining, 0 c"
+        return f"all {CAP} sockets of the pool are taken: {used} in use, 0 idle, {CAP - used} idle but pinned, 0 d"
 
     def leave(self, endpoint: str, cause: str) -> None:
         slot = self.slots.pop(endpoint)
