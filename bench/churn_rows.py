@@ -26,6 +26,7 @@ from churn_server import (
 )
 
 from zmqcore import Client, Node, Server, errors
+from zmqcore._channel import Channel
 
 
 def warm(ports: dict[str, int], options: argparse.Namespace) -> dict[str, Any]:
@@ -381,8 +382,9 @@ def fork(ports: dict[str, int], options: argparse.Namespace) -> dict[str, Any]:
     ):
         client.call("echo", 1)
         call(node.pool, where)
-        by_pool, by_client, by_pyzmq = [], [], []
+        by_node, by_pool, by_client, by_pyzmq = [], [], [], []
         for _ in range(rounds):
+            by_node.append(in_child(lambda: times(lambda: Channel(node.context, where))))
             by_pool.append(
                 in_child(lambda: times(lambda: node.pool.acquire(where), lambda: call(node.pool, where)))
             )
@@ -394,6 +396,7 @@ def fork(ports: dict[str, int], options: argparse.Namespace) -> dict[str, Any]:
 
     return {
         "forked_ms": median_ms(by_client, 0),
+        "made_ms": median_ms(by_node, 1),
         "channel_ms": median_ms(by_pool, 1),
         "first_reply_of_pool_ms": median_ms(by_pool, 2),
         "first_reply_of_client_ms": median_ms(by_client, 1),

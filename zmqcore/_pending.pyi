@@ -1,5 +1,5 @@
 from collections.abc import Callable
-from typing import TypeVar, final
+from typing import Never, TypeVar, final
 
 from typing_extensions import disjoint_base
 
@@ -12,6 +12,7 @@ _T = TypeVar("_T")
 
 @final
 class Pending:
+    def __init__(self, *args: Never, **kwargs: Never) -> None: ...
     @property
     def channel(self) -> Requester: ...
     @property

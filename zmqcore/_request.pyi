@@ -1,5 +1,5 @@
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, TypeVar, final
+from typing import Any, Never, TypeVar, final
 
 from typing_extensions import Buffer, disjoint_base
 
@@ -14,6 +14,7 @@ class Answerer: ...
 
 @final
 class Request:
+    def __init__(self, *args: Never, **kwargs: Never) -> None: ...
     @property
     def envelope(self) -> Envelope: ...
     @property

@@ -619,8 +619,8 @@ cdef class Table:
         cdef Py_ssize_t leaving = len(self.draining) + len(self.closing)
         cdef Py_ssize_t idle = self.probation.length + self.protected.length
         pinned = self.total - self.in_use - leaving - idle
-        return (f"all {self.max_sockets} sockets of the pool are taken: {self.in_use} in use, {idle} idle, {pinned} idle"
-                f" but pinned, {len(self.draining)} draining, {len(self.closing)} closing")
+        return (f"all {self.max_sockets} sockets of the pool are taken: {self.in_use} in use, {idle} idle,"
+                f" {pinned} idle but pinned, {len(self.draining)} draining, {len(self.closing)} closing")
 
     cdef int count_wait(self, int64_t waited) except -1:
         """Note a wait of ``waited`` ns for a place. Takes the lock."""

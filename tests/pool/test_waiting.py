@@ -92,7 +92,10 @@ def test_a_deadline_and_its_numbers(make_pool: MakePool, far: Far) -> None:
     with pytest.raises(PoolExhausted) as raised:
         pool.acquire(far.endpoint(2), 0.05)
     text = str(raised.value)
-    assert "all 2 sockets of the pool are taken: 2 in use, 0 idle, 0 idle but pinned, 0 draining, 0 closing" in text
+    assert (
+        "all 2 sockets of the pool are taken: 2 in use, 0 idle, 0 idle but pinned, 0 draining, 0 closing"
+        in text
+    )
     assert re.search(r"; waited [0-9.]+ s for a socket to ", text)
     assert far.endpoint(2) in text
     assert isinstance(raised.value, TimeoutError)
