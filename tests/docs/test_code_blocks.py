@@ -34,7 +34,11 @@ from zmqcore.matchmaker import open_matchmaker
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("*/README.md"))
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")), *EXAMPLES]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "bench/README.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+    *EXAMPLES,
+]
 RUNNER = Path(__file__).with_name("run_page.py")
 
 LIMIT_S = 240.0
@@ -42,7 +46,10 @@ LIMIT_S = 240.0
 
 LANGUAGES = {"python", "console", "output", "text", "toml", "json", "mermaid", "c", "ini"}
 #: Programs other than our own that a page may tell the reader to run.
-PROGRAMS = {"pip", "python", "export", "kill", "jq", "cd", "ls", "rm", "head", "ulimit", "git", "taskset"}
+PROGRAMS = {
+    *("cd", "chrt", "echo", "export", "git", "head", "jq", "kill", "ls", "pip", "python", "rm", "taskset"),
+    "ulimit",
+}
 
 
 _FENCE = re.compile(r"(?P<indent> *)```(?P<info>.*)")
@@ -245,7 +252,7 @@ def problem_with(command: str) -> str:
         if words[0] == "make":
             targets = {word for word in words[1:] if "=" not in word}
             makefile = (ROOT / "Makefile").read_text()
-            known = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
+            known = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
             if targets - known:
                 return f"the Makefile has no target {', '.join(targets - known)}"
         elif words[0] == "zmqcore":
