@@ -10,7 +10,7 @@ import dataclasses
 import re
 import statistics
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +104,9 @@ def latency(title: str, task: str) -> Column:
 
 
 MEMORY = ("client_rss_mib", "server_rss_mib", "broker_rss_mib")
+DESCRIPTORS = ("client_fds", "server_fds", "broker_fds")
+WHERE_MEMORY_IS_COMPARED = {"client": ("call", "kept"), "server": ("call",)}
+"""Client and server with one connection, and a client with 500."""
 
 SUMMARY = (
     Column("sequential call, p50 µs", "call", ("p50_us",), least=True),
@@ -127,8 +130,8 @@ SECTIONS: tuple[tuple[str, tuple[Column, ...]], ...] = (
         "Per second",
         (
             rate("100 calls in flight, 16 B", "inflight"),
-            rate("one way, 16 B", "cast"),
-            rate("one way, 1 KiB", "cast-1k"),
+            Column("one way, 16 B: handled / handed over", "cast", ("rate", "send_rate")),
+            Column("one way, 1 KiB: the same", "cast-1k", ("rate", "send_rate")),
             rate("fanout to 8 processes, deliveries", "fanout"),
         ),
     ),
@@ -144,13 +147,14 @@ SECTIONS: tuple[tuple[str, tuple[Column, ...]], ...] = (
         ),
     ),
     (
-        "What it costs: CPU µs for each, client and servers and broker together, and resident memory in MiB",
+        "What it costs: CPU µs for each, client and servers and broker together; resident memory in MiB; descriptors",
         (
             Column("sequential call", "call", ("cpu_us",), least=True),
             Column("in flight", "inflight", ("cpu_us",), least=True),
             Column("one way", "cast", ("cpu_us",), least=True),
             Column("1 MiB each way", "call-1m", ("cpu_us",), least=True),
             Column("memory: client / server / broker", "call", MEMORY, least=True),
+            Column("descriptors: the same", "call", DESCRIPTORS, least=True),
             Column("client with 500 endpoints", "kept", ("client_rss_mib",), least=True),
         ),
     ),
@@ -215,25 +219,54 @@ def versions(figures: Figures) -> str:
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in body)])
 
 
-def better_than_ours(figures: Figures) -> list[str]:
-    """Return, for each task, who is better than zmqcore and by what factor; nobody is left out."""
-    lines = []
+def compared(figures: Figures) -> Iterator[tuple[str, str, str, bool]]:
+    """Return what is compared with the others: task, metric, what it is called, and whether the least is the best."""
     for task, title in figures.tasks.items():
-        metric, least = ("p50_us", True) if task.startswith("call") else ("rate", False)
-        ours = figures.value(task, OURS, metric)
-        if not ours:
-            continue
-        ahead = []
-        for peer in figures.peers:
-            theirs = figures.value(task, peer, metric)
-            if theirs and not peer.startswith(OURS):
-                factor = ours / theirs if least else theirs / ours
-                if factor >= ABOUT_THE_SAME:
-                    ahead.append((factor, f"{figures.title(peer)} ({factor:.1f} times)"))
-        if ahead:
-            names = ", ".join(text for _, text in sorted(ahead, reverse=True))
-            lines.append(wrapped(f"* {title}: {names}"))
+        one_by_one = task.startswith("call")
+        if one_by_one:
+            yield task, "p50_us", f"{title}: p50", True
+        else:
+            yield task, "rate", f"{title}: rate", False
+        yield task, "p99_us", f"{title}: p99", True
+        yield task, "cpu_us", f"{title}: CPU", True
+        for side, whose in (("client", "the client's"), ("server", "the server's")):
+            if task in WHERE_MEMORY_IS_COMPARED[side]:
+                yield task, f"{side}_rss_mib", f"{title}: {whose} memory", True
+                yield task, f"{side}_fds", f"{title}: {whose} descriptors", True
+
+
+def ahead_of(figures: Figures, ours: str, task: str, metric: str, least: bool) -> str:
+    """Return who is better than ``ours`` in one metric, and how many times, the best first; nobody is left out."""
+    own = figures.value(task, ours, metric)
+    ahead = []
+    for peer in figures.peers:
+        theirs = None if peer.startswith(OURS) else figures.value(task, peer, metric)
+        if own and theirs:
+            factor = own / theirs if least else theirs / own
+            if factor >= ABOUT_THE_SAME:
+                ahead.append((factor, f"{figures.title(peer)} {number(factor)}"))
+    return ", ".join(text for _, text in sorted(ahead, reverse=True))
+
+
+def better_than_ours(figures: Figures) -> list[list[str]]:
+    """Return a row for each task and metric in which somebody is better than one of ours, a cell for each of these."""
+    ours = [peer for peer in figures.peers if peer.startswith(OURS)]
+    lines = []
+    for task, metric, title, least in compared(figures):
+        cells = [ahead_of(figures, peer, task, metric, least) for peer in ours]
+        if any(cells):
+            lines.append([title, *cells])
     return lines
+
+
+def where_others_are_better(figures: Figures) -> str:
+    """Return :func:`better_than_ours` as a table; empty if there is nothing in it."""
+    body = better_than_ours(figures)
+    if not body:
+        return ""
+    head = ["", *(f"than {figures.title(peer)}" for peer in figures.peers if peer.startswith(OURS))]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in body)])
 
 
 def absent(figures: Figures) -> list[str]:
@@ -271,8 +304,8 @@ def page_part(figures: Figures) -> str:
     for title, columns in SECTIONS:
         if text := table(figures, columns):
             parts += [f"**{title}**", text]
-    if lines := better_than_ours(figures):
-        parts += ["**Where zmqcore is not the best**, and by what factor", "\n".join(lines)]
+    if better := where_others_are_better(figures):
+        parts += ["**Where zmqcore is not the best**: who is better, and how many times", better]
     if lines := absent(figures):
         parts += ["**Who did not take part in what**", "\n".join(lines)]
     parts += ["**Versions and settings**", versions(figures)]
@@ -335,7 +368,11 @@ def print_tables(figures: Figures, console: Console) -> None:
         for row in body:
             shown.add_row(*row, style="bold" if row[0] == OURS else "")
         console.print(shown)
-    for line in [*better_than_ours(figures), *absent(figures)]:
+    for title, *cells in better_than_ours(figures):
+        for peer, cell in zip([peer for peer in figures.peers if peer.startswith(OURS)], cells, strict=True):
+            if cell:
+                console.print(f"* {title}, better than {figures.title(peer)}: {cell} times", markup=False)
+    for line in absent(figures):
         console.print(line, markup=False)
     for failure in dict.fromkeys(figures.raw["failures"]):
         console.print(f"FAILED {failure}", markup=False)

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from peers.report import Figures, better_than_ours, where_others_are_better
 
 ROOT = Path(__file__).parents[2]
 AGAINST = ROOT / "bench" / "against.py"
@@ -56,16 +57,40 @@ def test_stored_figures_become_tables_and_a_plot(checkout: Path) -> None:
     # Medians of three rounds, one of which failed for gRPC; ours is bold.
     assert "| **zmqcore** | **62 / 120** |" in page
     assert "| gRPC | 440 / 910 |" in page
-    assert "* sequential call, 16 B: bare pyzmq (1.2 times)" in page
+    assert "| **20 / 24** |" in page
+    assert "| one way, 16 B: handled / handed over |" in page
+    assert "| **559,000 / 700,000** |" in page
     assert "* nats: no nats-server: apt-get install nats-server" in page
     assert "* zeroapi without “one way, 16 B”: it has calls only" in page
     assert "| gRPC | grpcio 1.2.3 | bytes |" in page
-    assert "1 of 11 measurements" in page
+    assert "1 of 12 measurements" in page
     readme = (checkout / "README.md").read_text()
     assert "| gRPC | 440 | - | 13,200 |" in readme
     picture = ET.parse(checkout / "docs/images/peers.svg").getroot()
     texts = ["".join(text.itertext()) for text in picture.iter("{http://www.w3.org/2000/svg}text")]
     assert {"zmqcore", "gRPC", "440", "559,000"} <= set(texts)
+
+
+def test_whoever_is_better_in_anything_is_named() -> None:
+    """By each metric, beside each of ours, the best first; not who is as good, and not one of ours."""
+    figures = Figures(json.loads(STORED.read_text()))
+    assert better_than_ours(figures) == [
+        ["sequential call, 16 B: p50", "bare pyzmq 1.2", "bare pyzmq 2.0, zeroapi 1.3"],
+        ["sequential call, 16 B: p99", "bare pyzmq 1.3", "bare pyzmq 2.0"],
+        ["sequential call, 16 B: CPU", "bare pyzmq 1.2", "bare pyzmq 1.8"],
+        ["sequential call, 16 B: the client's descriptors", "bare pyzmq 2.0", ""],
+        ["one way, 16 B: rate", "bare pyzmq 2.7", ""],
+        ["one way, 16 B: CPU", "bare pyzmq 2.5", ""],
+    ]
+    table = where_others_are_better(figures).splitlines()
+    assert table[:2] == ["|  | than zmqcore | than zmqcore asyncio |", "|---|---|---|"]
+    assert table[-1] == "| one way, 16 B: CPU | bare pyzmq 2.5 |  |"
+
+
+def test_where_nobody_is_better_there_is_no_table() -> None:
+    raw = json.loads(STORED.read_text())
+    raw["samples"] = [entry for entry in raw["samples"] if entry["peer"].startswith("zmqcore")]
+    assert where_others_are_better(Figures(raw)) == ""
 
 
 def test_the_documents_have_a_place_for_the_figures() -> None:
