@@ -8,8 +8,9 @@ import sys
 # Before anything that would fail there with a riddle. setup.py builds nothing on Windows, so that this is what is read.
 if sys.platform == "win32":
     raise ImportError(
-        "zmqcore runs on Linux and macOS, not on Windows, which lacks what its compiled core is made of: poll(2),"
-        " dlopen(3), fork(2), Unix sockets. In WSL 2 it runs as on Linux: wsl --install, then pip install zmqcore there"
+        "zmqcore runs on Linux (macOS is meant to work, and is untested so far), not on Windows, which lacks what its"
+        " compiled core is made of: poll(2), dlopen(3), fork(2), Unix sockets. In WSL 2 it runs as on Linux:"
+        " wsl --install, then pip install zmqcore there"
     )
 
 from zmqcore import errors
