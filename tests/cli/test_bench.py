@@ -169,7 +169,7 @@ def test_a_ratio_is_that_of_each_round() -> None:
 
 def test_faster_and_slower_are_both_said() -> None:
     short, call, casts, why = opinion(run_of(called(0.6, 0.6), cast(1.9, 1.9)))
-    assert short == "zmqcore is faster than bare pyzmq in 1 rows of 2, slower in 1"
+    assert short == "of 2 rows zmqcore is faster than bare pyzmq in 1, slower in 1"
     assert call == "a call over tcp takes 0.60 of the time of bare pyzmq"
     assert casts == "casts over ipc take 1.9 times as long as in bare pyzmq"
     assert why.startswith("bare pyzmq sends your bytes")

@@ -39,7 +39,7 @@ def opinion(run: Run) -> list[str]:
         short = "zmqcore is nowhere faster than bare pyzmq here"
     else:
         rows = len(run.results)
-        short = f"zmqcore is faster than bare pyzmq in {len(faster)} rows of {rows}, slower in {len(slower)}"
+        short = f"of {rows} rows zmqcore is faster than bare pyzmq in {len(faster)}, slower in {len(slower)}"
     sentences = [short, *map(_verdict, run.results)]
     if slower:
         sentences.append(
