@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SHIPPED = ("zmqcore", "tests", "bench", "docs", "examples")
+SHIPPED = ("zmqcore", "tests", "bench", "docs", "examples", ".ci")
 FILES = ("setup.py", "pyproject.toml", "MANIFEST.in", "Makefile", "LICENSE", "README.md", "CHANGELOG.md")
 
 
@@ -73,7 +73,9 @@ def test_sdist_has_every_source_and_nothing_generated(tree: Path, tmp_path: Path
     ours_by_hand = {name for name in files if name.startswith("bench/") and name.endswith(".c")}
     generated = {name for name in files if name.endswith((".c", ".so", ".pyc", ".o"))} - ours_by_hand
     assert generated == set()
-    assert [name for name in files if name.startswith(("build/", ".")) or "/." in name] == []
+    tools = {str(path.relative_to(ROOT)) for path in (ROOT / ".ci").iterdir() if path.is_file()}
+    assert tools <= files
+    assert [name for name in files - tools if name.startswith(("build/", ".")) or "/." in name] == []
 
 
 def test_wheel_has_stubs_and_declarations_and_no_source_of_compiled_modules(
