@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import waiting_support
 from waiting_support import PATIENCE
+from worker_support import Worker, settled
 
 import zmqcore
 from zmqcore import Client, Node, Server, Topic
@@ -276,3 +277,50 @@ def run_python() -> Callable[..., subprocess.CompletedProcess[str]]:
         )
 
     return run
+
+
+@pytest.fixture
+def workers(serve: Callable[..., Server]) -> Iterator[dict[str, Worker]]:
+    """Two servers, "a" and "b"."""
+    made = {name: Worker(name) for name in "ab"}
+    for name, worker in made.items():
+        # More than calls that linger: a handler on a thread cannot be cancelled.
+        serve("t", worker, server=name, workers=16)
+    yield made
+    for worker in made.values():
+        worker.gate.set()
+
+
+@pytest.fixture
+def both(
+    workers: dict[str, Worker], connect: Callable[..., Client], until: Callable[..., None]
+) -> Iterator[Client]:
+    """A client of both, connected to both."""
+    client = connect("t")
+    until(lambda: len(client.members()) == 2)
+    assert {client.call("linger") for _ in range(4)} == {"a", "b"}
+    yield client
+    for worker in workers.values():
+        worker.gate.set()
+    until(lambda: settled(client))
+
+
+@pytest.fixture
+def full(
+    serve: Callable[..., Server], connect: Callable[..., Client], until: Callable[..., None]
+) -> Iterator[tuple[Server, Worker, Client]]:
+    """A server that rejects everything until its worker's gate is opened, and a client."""
+    worker = Worker("full")
+    server = serve("t", worker, workers=1, queue_size=1, on_full="reject")
+    client = connect("t")
+    filling = [client.submit("linger", "full") for _ in range(2)]
+    assert worker.entered.acquire(timeout=PATIENCE)
+    until(lambda: server.stats()["queued"] == 1)
+    yield server, worker, client
+    worker.gate.set()
+    assert [future.result(PATIENCE) for future in filling] == ["full"] * 2
+
+
+@pytest.fixture
+def two(peers: Callable[..., Peer]) -> dict[str, Any]:
+    return {name: peers("t", name, workers=4) for name in "ab"}
