@@ -66,7 +66,12 @@ class Closed(ZmqcoreError, RuntimeError):
 
 
 class DeadlineExceeded(ZmqcoreError, TimeoutError):
-    """The time of an operation ran out: nobody answered in time, or the work had expired before it was run."""
+    """The time of an operation ran out: nobody answered in time, or the work had expired before it was run.
+
+    ``sent`` is false if nothing had been sent yet to the server whose turn it was.
+    """
+
+    sent = True
 
 
 class NoSuchTopic(ZmqcoreError, LookupError):

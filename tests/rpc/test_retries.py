@@ -14,7 +14,8 @@ from waiting_support import PATIENCE
 from worker_support import Worker, lingering, settled
 
 import zmqcore
-from zmqcore import AsyncClient, Client, Node, Overloaded, PeerLost, Retry, Server
+from zmqcore import AsyncClient, Client, Closed, DeadlineExceeded, Node, Overloaded, PeerLost, Retry, Server
+from zmqcore.rpc import deadline as deadlines
 
 Serve = Callable[..., Server]
 Connect = Callable[..., Client]
@@ -182,3 +183,61 @@ def test_a_member_that_takes_nothing_new_is_not_put_aside(
 
         assert aside_after(PeerLost("draining", executed_possible=False)) == [False, False]
         assert sorted(aside_after(PeerLost("lost"))) == [False, True]
+
+
+def failures(client: Client | AsyncClient) -> list[int]:
+    return [target.failures for target in client._route._balancer._targets]
+
+
+def test_a_deadline_that_had_passed_is_no_failure_of_a_member(
+    both: Client, serve: Serve, connect: Connect, until: Until
+) -> None:
+    refused = 0
+
+    def relay() -> None:
+        nonlocal refused
+        while zmqcore.time_left():
+            time.sleep(0.001)
+        for _ in range(20):
+            try:
+                both.call("linger")
+            except DeadlineExceeded:
+                refused += 1
+
+    serve("relay", {"relay": relay})
+    with pytest.raises(DeadlineExceeded):
+        connect("relay", timeout=0.1).call("relay")
+    until(lambda: refused == 20)
+    assert failures(both) == [0, 0]
+
+
+def test_a_deadline_of_coroutines_that_had_passed_is_none_either(
+    workers: dict[str, Worker], make_node: Callable[..., Node], registry: str
+) -> None:
+    assert workers
+    node = make_node(registry)
+
+    async def main() -> None:
+        async with AsyncClient("t", node=node, timeout=PATIENCE) as client:
+            assert {await client.call("linger") for _ in range(4)} == {"a", "b"}
+            deadlines.current.set(time.monotonic() - 1.0)
+            for _ in range(20):
+                with pytest.raises(DeadlineExceeded):
+                    await client.call("linger")
+            assert failures(client) == [0, 0]
+
+    asyncio.run(main())
+
+
+def test_a_node_that_is_closed_is_no_failure_of_a_member(
+    workers: dict[str, Worker], make_node: Callable[..., Node], registry: str
+) -> None:
+    node = make_node(registry)
+    client = Client("t", node=node, timeout=PATIENCE)
+    calls = [client.submit("linger", "a", "b") for _ in range(2)]
+    for worker in workers.values():
+        assert worker.entered.acquire(timeout=PATIENCE)
+    node.close(0.0)
+    for call in calls:
+        assert isinstance(call.exception(PATIENCE), Closed)
+    assert failures(client) == [0, 0]

@@ -43,5 +43,7 @@ def check_time(deadline: float | None) -> float | None:
     """Return the seconds until ``deadline``, or raise DeadlineExceeded if there are none."""
     left = seconds_until(deadline)
     if left == 0.0:
-        raise errors.DeadlineExceeded("the deadline had passed before anything was sent")
+        error = errors.DeadlineExceeded("the deadline had passed before anything was sent")
+        error.sent = False
+        raise error
     return left

@@ -160,7 +160,10 @@ class Route:
         ):
             # It takes nothing more now: it is full, or about to stop, which is no failure.
             self._balancer.overloaded(target)
-        elif isinstance(exc, (errors.Unreachable, errors.PeerLost, errors.DeadlineExceeded)):
+        elif isinstance(exc, (errors.Unreachable, errors.PeerLost)) or (
+            # One that had passed before anything was sent to the member says nothing about it.
+            isinstance(exc, errors.DeadlineExceeded) and exc.sent
+        ):
             self._balancer.failed(target)
         elif isinstance(exc, errors.RemoteError):
             self.answered(target)
@@ -168,11 +171,14 @@ class Route:
 
     def ended(self, target: Target, pending: Pending) -> None:
         """The submitted call that choose() counted has ended."""
-        if pending.answered:
+        try:
+            if not pending.answered:
+                pending.envelope()
+        except errors.ZmqcoreError as exc:
+            self.failed(target, exc)
+        else:
             self.answered(target)
-        elif not pending.cancelled:
-            self._balancer.failed(target)
-        self._balancer.done(target)
+            self._balancer.done(target)
 
     def other(self, target: Target) -> Target | None:
         """Return another member than ``target``, counted as having one more call; None if there is none."""
