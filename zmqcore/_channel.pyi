@@ -60,7 +60,7 @@ class Channel(Requester):
         metadata: bytes,
         codec: int,
         timeout: float | None,
-        callback: Callable[[Pending], object],
+        callback: Callable[[Pending], object] | None,
     ) -> Pending: ...
     def send(
         self,

@@ -213,11 +213,14 @@ cdef class Channel(Requester):
     cpdef Pending submit_nowait(
         self, bytes topic, str method, body, list buffers, bytes metadata, int codec, timeout, callback,
     ):
-        """submit(), but where that would wait for a connection or for room, raise Unreachable or Overloaded."""
+        """submit(), but where that would wait for a connection or for room, raise Unreachable or Overloaded.
+
+        Without a ``callback`` the caller waits for it next, and at its deadline nobody else ends it.
+        """
         cdef int64_t started = now_ns()
         return self._start(
             KIND_CALL, topic, method, body, buffers, metadata, codec, started, deadline_from(started, timeout),
-            callback, TO_CALLBACK, True, False)
+            callback, TO_CALLBACK if callback is not None else TO_WAITER, True, False)
 
     cpdef uint64_t send(
         self, str kind, bytes topic, str method, body, list buffers, bytes metadata, int codec, timeout,

@@ -136,3 +136,32 @@ def test_what_went_through_after_a_member_had_failed(peers: Peers, node: Node, f
         assert len(client.call("echo", message)) == len(message)
         del message
         assert left() is None
+
+
+@pytest.fixture(params=[30.0, 0.001])
+def hedged(request: pytest.FixtureRequest, make_node: Callable[..., Node]) -> Callable[..., Client]:
+    """``hedged(*endpoints)`` makes a client of hedged calls."""
+    node = make_node(connect_timeout=0.2)
+    return lambda *endpoints: Client(
+        "t", node=node, connect=endpoints, timeout=30.0, idempotent=True, hedge_after=request.param
+    )
+
+
+def test_what_both_servers_of_a_hedged_call_have_refused(hedged: Callable[..., Client], peers: Peers) -> None:
+    client = hedged(*(peers("t", name).endpoints[0] for name in "ab"))
+    for _ in range(6):  # the first ones by threads, which connect
+        assert failed(REFUSED["call"], client) is BadArguments
+
+
+def test_what_a_hedged_call_could_not_send(hedged: Callable[..., Client], free_port: int) -> None:
+    client = hedged(f"tcp://127.0.0.1:{free_port}", "ipc:///nobody/is/there")
+    assert failed(UNREACHABLE["call"], client) is Unreachable
+
+
+def test_what_was_sent_to_both_members(hedged: Callable[..., Client], peers: Peers) -> None:
+    client = hedged(*(peers("t", name, workers=2).endpoints[0] for name in "ab"))
+    for _ in range(10):
+        message, left = made()
+        assert len(client.call("echo", message)) == len(message)
+        del message
+        until(lambda left=left: left() is None)

@@ -58,7 +58,7 @@ class AsyncClient(BaseClient):
         if self._budget.short:
             self._earn()
         target = self._route.only()
-        if target is not None and self.hedge_after is None:
+        if target is not None:
             try:
                 endpoint = target.endpoint
                 reply = channels.ask(endpoint, request, deadline)
@@ -159,7 +159,7 @@ class AsyncClient(BaseClient):
         return gathered
 
     def submit(self, method: str, /, *args: Any, **kwargs: Any) -> asyncio.Task[Any]:
-        """Start a call and return a task of its result at once."""
+        """Start a call and return a task of its result at once: call() in a task, with its retries and hedges."""
         return asyncio.get_running_loop().create_task(self.call(method, *args, **kwargs))
 
     # -- the client itself -----------------------------------------------------------------------------------
@@ -266,21 +266,28 @@ class AsyncClient(BaseClient):
         self, channels: LoopChannels, request: Message, search: Search, hedge_after: float
     ) -> Any:
         """call(), but another member is asked too if the first one has no answer after ``hedge_after`` seconds."""
-        asked: list[Target] = []
+        ask = partial(self._call, channels, request, search.deadline)
 
-        def ask(target: Target) -> Awaitable[Any]:
-            asked.append(target)
-            return self._call(channels, request, search.deadline, target)
-
-        async def ask_another() -> Any:
-            other = self._other(asked[-1]) if asked else None
+        async def hedge() -> Any:
+            other = self._other(search)
             if other is None:
                 raise errors.Unreachable(
                     "there is no other member to ask, or the budget for retries is used up"
                 )
-            return await self._ask(channels, other, ask, search.deadline)
+            sent = False
 
-        return await first_answer_async(self._place(channels, ask, search), hedge_after, ask_another)
+            def ask_other(target: Target) -> Awaitable[Any]:
+                nonlocal sent
+                sent = True
+                return ask(target)
+
+            try:
+                return await self._ask(channels, other, ask_other, search.deadline)
+            finally:
+                if not sent:
+                    self._budget.earn(1.0)
+
+        return await first_answer_async(self._place(channels, ask, search), hedge_after, hedge)
 
 
 async def _until_finished(lanes: Callable[[], Iterable[Lane]], deadline: float | None) -> None:

@@ -156,9 +156,12 @@ class BaseClient:
         if self.retry is not None:
             self._budget.earn(self.retry.budget)
 
-    def _other(self, target: Target) -> Target | None:
-        """Return another member than ``target`` to hedge a call, if there is one and the budget allows it."""
-        other = self._route.other(target)
+    def _other(self, search: Search) -> Target | None:
+        """Return another member than ``search`` is about to hedge a call, if there is one and the budget allows it.
+
+        If nothing is sent to it, the budget is to earn what this has spent.
+        """
+        other = None if search.target is None else self._route.other(search.target)
         if other is not None and not self._budget.spend():
             self._route.done(other)
             return None

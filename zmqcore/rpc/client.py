@@ -20,10 +20,10 @@ from zmqcore.rpc.accepted import check_finished
 from zmqcore.rpc.balancing import Target
 from zmqcore.rpc.base_client import BaseClient
 from zmqcore.rpc.future import CallFuture
-from zmqcore.rpc.hedging import first_answer
+from zmqcore.rpc.hedging import Attempt, answer_in_time, first_answer
 from zmqcore.rpc.results import Fanout, Gathered
 from zmqcore.rpc.retry import Retryable, Search
-from zmqcore.rpc.route import Message
+from zmqcore.rpc.route import Message, NotYet
 
 __all__ = ["Client"]
 
@@ -46,7 +46,7 @@ class Client(BaseClient):
 
     Thread-safe, and cheap: sockets belong to the node's pool. Works in a forked child too. A large buffer among the
     arguments is not copied: do not change it before a call has returned, a cast's message has left,
-    or what was accepted is finished.
+    or what was accepted is finished; nor at all with ``hedge_after``, as it may be on its way to a second member.
 
     Every operation raises, besides what its docstring says: DeadlineExceeded, Unreachable, PeerLost, NoSuchTopic,
     Overloaded, PoolExhausted, BadArguments, PayloadTooLarge, Closed.
@@ -70,8 +70,8 @@ class Client(BaseClient):
         if self._budget.short:
             self._earn()
         target = self._route.only()
-        if target is not None and self.hedge_after is None and _inherited() is None:
-            # Most calls go this way: nothing to choose, no lock to take.
+        if target is not None and _inherited() is None:
+            # Most calls go this way: nothing to choose, no lock to take, nobody else to ask.
             try:
                 return self._call(target, *request, self.timeout)
             except Retryable as exc:
@@ -250,7 +250,9 @@ class Client(BaseClient):
         """Start a call and return a future of its result at once.
 
         Waiting in ``result()`` drives the call as call() would. Cancelling the future gives the call up, and tells the
-        server. What keeps the request from being sent is raised here.
+        server. What keeps the request from being sent is raised here, after other members have been tried. Once it has
+        been sent the future ends with what becomes of it: ``retry`` and ``hedge_after`` are for call(), which a thread
+        of your own can make.
         """
         if self.interceptors:
             around: concurrent.futures.Future[Any] = self._intercept("submit", method, args, kwargs)
@@ -281,36 +283,53 @@ class Client(BaseClient):
         future.sent(pending, target.endpoint)
 
     def _call_hedged(self, request: Message, search: Search, hedge_after: float) -> Any:
-        """call(), but another member is asked too if the first one has no answer after ``hedge_after`` seconds."""
-        first = CallFuture(self._codec)
-        _, target = self._place(self._submit, (first, request), search)
+        """call(), but another member is asked too if there is no answer after ``hedge_after`` seconds.
 
-        def hedge() -> CallFuture | None:
-            other = self._other(target)
+        Most calls are answered by then, by a member to whom a connection is open: they need no other thread.
+        """
+        hedge_at = time.monotonic() + hedge_after
+        route, pool, codec, deadline = self._route, self._pool, self._codec, search.deadline
+        begun: Pending | None = None
+        target = route.choose(route.known(), search)
+        if target is not None:
+            try:
+                result = route.ask(target, answer_in_time, pool, codec, request, deadline, hedge_after)
+                route.done(target)
+                return result
+            except NotYet as exc:
+                begun = exc.pending
+            except Retryable as exc:
+                if not search.goes_on(target, exc):
+                    raise
+                target = None
+
+        def call(attempt: Attempt) -> Any:
+            result, answered = route.place(
+                attempt.ask, (), search, self.discovery_timeout, target, attempt.pause
+            )
+            route.done(answered)
+            return result
+
+        def hedge() -> Attempt | None:
+            try:
+                other = self._other(search)
+            except errors.Closed:
+                return None  # this client is; what has begun goes on
             if other is None:
                 return None
-            second = CallFuture(self._codec)
-            try:
-                self._submit_now(other, second, request, deadlines.check_time(search.deadline))
-            except errors.ZmqcoreError as exc:
-                self._route.failed(other, exc)
-                return None
-            return second
+            return Attempt(partial(self._hedge, other, deadline), pool, codec, request)
 
-        return first_answer(first, hedge_after, hedge)
+        return first_answer(Attempt(call, pool, codec, request, begun), hedge_at - time.monotonic(), hedge)
 
-    def _submit_now(
-        self, target: Target, future: CallFuture, request: Message, timeout: float | None
-    ) -> None:
-        """_submit(), but neither wait for a connection nor for room: the first member may answer meanwhile."""
-        channel = self._pool.acquire_open(target.endpoint)
-        if channel is None:
-            raise errors.Unreachable(f"{target.endpoint}: there is no open connection")
+    def _hedge(self, other: Target, deadline: float | None, attempt: Attempt) -> Any:
+        route = self._route
         try:
-            pending = channel.submit_nowait(*request, timeout, future.counted(self._route, target).settle)
+            result = route.ask(other, route.reach, attempt.ask, (), deadline)
         finally:
-            self._pool.release(channel)
-        future.sent(pending, target.endpoint)
+            if not attempt.sent:
+                self._budget.earn(1.0)
+        route.done(other)
+        return result
 
     # -- the client itself -----------------------------------------------------------------------------------
 

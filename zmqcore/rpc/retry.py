@@ -89,6 +89,8 @@ class Search:
     ``budget`` allow it; a lost one only if it is ``idempotent``. Nothing goes on beyond the deadline.
     """
 
+    #: Whom it is about now; None before the first one.
+    target: Target | None = None
     # What the many operations never set that succeed at once.
     tried: Sequence[Target] = ()
     failure: errors.ZmqcoreError | None = None

@@ -22,7 +22,7 @@ from zmqcore.rpc.forked import renew_in_child
 from zmqcore.rpc.retry import Retryable, RetryBudget, Search
 from zmqcore.topic import Topic
 
-__all__ = ["Message", "Route", "Routes"]
+__all__ = ["Message", "NotYet", "Route", "Routes"]
 
 _logger = logging.getLogger("zmqcore.client")
 
@@ -30,6 +30,14 @@ T = TypeVar("T")
 
 #: What a channel sends: topic, method, body, out-of-band buffers, metadata, codec.
 Message = tuple[bytes, str, Any, list[Any] | None, bytes, int]
+
+
+class NotYet(Exception):
+    """There is no answer yet. ``pending``: the call that goes on; None if nothing has been sent."""
+
+    def __init__(self, pending: Pending | None = None) -> None:
+        super().__init__()
+        self.pending = pending
 
 
 class Route:
@@ -108,40 +116,67 @@ class Route:
 
     def choose(self, membership: Membership, search: Search) -> Target | None:
         """Return the member whose turn it is, counted as having one more call; None if all have been tried."""
-        return self._balancer.choose(membership, search.tried) if membership.members else None
+        target = self._balancer.choose(membership, search.tried) if membership.members else None
+        if target is not None:
+            search.target = target
+        return target
 
     def place(
-        self, operate: Callable[..., T], arguments: tuple[Any, ...], search: Search, discovery_timeout: float
+        self,
+        operate: Callable[..., T],
+        arguments: tuple[Any, ...],
+        search: Search,
+        discovery_timeout: float,
+        target: Target | None = None,
+        pause: Callable[[float], object] = time.sleep,
     ) -> tuple[T, Target]:
         """Do ``operate(target, *arguments, timeout)`` for the member whose turn it is; return result and target.
 
         ``discovery_timeout``: how long to wait for a first member, in seconds. While ``search`` allows it another
-        member is tried, or the same one again a little later. The target counts one more outstanding call, until
-        done().
+        member is tried, or the same one again a little later, after ``pause(seconds)``. The target counts one more
+        outstanding call, until done(). ``target``: one that choose() has returned already.
         """
         deadline = search.deadline
         while True:
-            membership = self.known()
-            target = self.choose(membership, search)
+            if target is None:
+                target = self.choose(self.known(), search)
             if target is not None:
                 try:
-                    if len(membership.members) > 1:
-                        self._connect(target, deadline)
-                    result = operate(target, *arguments, check_time(deadline))
-                except BaseException as exc:
-                    self.failed(target, exc)
-                    if not isinstance(exc, Retryable) or not search.goes_on(target, exc):
+                    return self.ask(target, self.reach, operate, arguments, deadline), target
+                except Retryable as exc:
+                    if not search.goes_on(target, exc):
                         raise
-                else:
-                    self.answered(target)
-                    return result, target
+                target = None
             elif search.failure is None:
                 self.members(discovery_timeout, deadline)
             else:
-                time.sleep(search.next_round())
+                pause(search.next_round())
+
+    def ask(self, target: Target, operate: Callable[..., T], *arguments: Any) -> T:
+        """Do ``operate(target, *arguments)``; how it ends says something about the member, whom choose() has counted.
+
+        If it ends well the target goes on counting, until done().
+        """
+        try:
+            result = operate(target, *arguments)
+        except BaseException as exc:
+            self.failed(target, exc)
+            raise
+        self.answered(target)
+        return result
+
+    def reach(
+        self, target: Target, operate: Callable[..., T], arguments: tuple[Any, ...], deadline: float | None
+    ) -> T:
+        """Do ``operate(target, *arguments, timeout)`` once there is a connection.
+
+        Where there are others to try: spend no more than half of the time that is left on connecting.
+        """
+        if self.only() is None:
+            self._connect(target, deadline)
+        return operate(target, *arguments, check_time(deadline))
 
     def _connect(self, target: Target, deadline: float | None) -> None:
-        """Where there are others to try: spend no more than half of the time that is left on connecting."""
         pool = self._node.pool
         channel = pool.acquire_open(target.endpoint)
         if channel is None:
@@ -155,6 +190,8 @@ class Route:
 
     def failed(self, target: Target, exc: BaseException) -> None:
         """What choose() counted has ended, by ``exc``, which may say something about the member."""
+        if isinstance(exc, NotYet):
+            return  # it has not ended
         if isinstance(exc, errors.Overloaded) or (
             isinstance(exc, errors.PeerLost) and not exc.executed_possible
         ):
