@@ -47,6 +47,28 @@ def test_other_words_with_a_dash_are_options(line: str) -> None:
     assert "No such option" in result.output
 
 
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e300", "-0.1"])
+@pytest.mark.parametrize(
+    "line",
+    ["serve m:x --topic t --drain", "bench --seconds", "ping t --interval"]
+    + [f"{name} t m --timeout" for name in ("call", "cast", "fanout")]
+    + [f"{name} t --timeout" for name in ("ping", "stats")],
+)
+def test_a_time_that_cannot_be_is_a_mistake_of_the_command_line(line: str, value: str) -> None:
+    result = CliRunner().invoke(app, [*line.split(), value])
+    assert result.exit_code == 2
+    assert "Invalid value for" in result.output
+
+
+def test_every_option_for_a_number_has_bounds() -> None:
+    for name, command in app.commands.items():
+        for parameter in command.params:
+            assert type(parameter.type) is not click.types.FloatParamType, (name, parameter.name)
+            if isinstance(parameter.type, click.FloatRange):
+                assert parameter.type.min is not None
+                assert parameter.type.max is not None, (name, parameter.name)
+
+
 COMMANDS = ["demo", "serve", "call", "cast", "fanout", "members", "ping", "stats", "doctor", "bench"]
 
 

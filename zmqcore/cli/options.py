@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -26,6 +27,8 @@ __all__ = [
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _NEGATIVE_NUMBER = re.compile(r"-\.?\d")
+# What a node takes at most for any of its times; threads cannot wait for much longer.
+_LONGEST_SECONDS = 1e9
 # Put before a negative number so that click does not take it for an option. From the private use area: a word
 # that starts with it cannot come from a keyboard by accident.
 _GUARD = "\ue0f0"
@@ -67,11 +70,22 @@ def count_option(
     return click.option(*names, type=number, default=default, show_default=True, metavar=unit, help=help)
 
 
+class _Number(click.FloatRange):
+    """A number in a range. NaN is in none, but no comparison says so."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return *value* as a number; fail, as click does, if it is none, or is outside the range."""
+        number = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value!r} is not a number.", param, ctx)
+        return number
+
+
 def seconds_option(
-    *names: str, help: str, default: float, above_zero: bool = False, most: float | None = None
+    *names: str, help: str, default: float, above_zero: bool = False, most: float = _LONGEST_SECONDS
 ) -> Callable[[_Function], _Function]:
     """Return the option for a duration of 0 to *most* seconds."""
-    number = click.FloatRange(min=0, min_open=above_zero, max=most)
+    number = _Number(min=0, min_open=above_zero, max=most)
     return click.option(*names, type=number, default=default, show_default=True, metavar="SECONDS", help=help)
 
 
