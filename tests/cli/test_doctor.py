@@ -60,12 +60,14 @@ def test_a_runtime_directory_that_others_may_enter(shop: Shop) -> None:
     ran = shop.run("doctor")
     assert ran.code == 6
     assert ran.json["ok"] is False
-    [problem] = [one for one in ran.json["problems"] if one["where"] == "runtime_directory"]
+    [problem] = ran.json["problems"]
+    assert problem["where"] == "runtime_directory"
     assert str(shop.runtime) in problem["what"]
     assert problem["advice"]
+    assert "error" in ran.json["matchmaker"], "it is in that directory, and is not told of once more"
     text = shop.run("doctor", "--no-json")
     assert text.code == 6
-    assert "what to do:" in text.out
+    assert text.out.count("what to do:") == 1
 
 
 def test_an_unknown_matchmaker(shop: Shop) -> None:

@@ -333,5 +333,8 @@ def diagnose(matchmaker: str) -> Diagnosis:
             diagnosis.facts[section] = look(add)
         except Exception as exc:  # noqa: BLE001 - the other looks shall go on
             diagnosis.facts[section] = {"error": f"{type(exc).__name__}: {exc}"}
-            add("broken", str(exc) or type(exc).__name__, advice)
+            what = str(exc) or type(exc).__name__
+            # Told once: the local registry is in the runtime directory, too.
+            if not any(problem.what == what for problem in diagnosis.problems):
+                add("broken", what, advice)
     return diagnosis
