@@ -26,6 +26,8 @@ _logger = logging.getLogger("zmqcore.attendant")
 _UNHURRIED_INTERVAL = 0.005
 #: With more of them than this, less often in proportion.
 _UNHURRIED_OFTEN = 16
+#: How long after it has got no descriptor the thread tries again, in seconds. close() may have to wait for that.
+_RETRY = 0.1
 
 
 class Attended(Protocol):
@@ -85,14 +87,14 @@ class Attendant:
             else:
                 self._work.wake()
 
-    def close(self) -> None:
-        """End the thread and wait for it. Twice is fine."""
+    def close(self, timeout: float | None = None) -> None:
+        """End the thread and wait for it, ``timeout`` seconds at most: a callback may run on it. Twice is fine."""
         with self._lock:
             thread = self._thread
             _end(self._work)
         # One whose start() was interrupted has no ident, and cannot be joined.
         if thread is not None and thread.ident is not None and thread is not threading.current_thread():
-            thread.join()
+            thread.join(timeout)
 
     def _after_fork_in_child(self) -> None:
         self._work.abandon()
@@ -133,10 +135,7 @@ class _Work:
     def run(self) -> None:
         # Here, because no signal handler can raise on this thread and leave it open. Who had something for it before
         # needs to wake nobody: it is looked for next.
-        try:
-            self._wake_read, self._wake_write = os.pipe()
-        except OSError:
-            _logger.exception("nobody attends to channels: no descriptor is left, see zmqcore doctor")
+        if not self._open_pipe():
             return
         try:
             os.set_blocking(self._wake_read, False)
@@ -152,6 +151,23 @@ class _Work:
             self._wake_read = self._wake_write = -1
             os.close(wake_read)
             os.close(wake_write)
+
+    def _open_pipe(self) -> bool:
+        """Open what the thread is woken by, as soon as there is a descriptor for it. False: closed before that."""
+        told = False
+        while not self.closed:
+            try:
+                self._wake_read, self._wake_write = os.pipe()
+            except OSError:
+                if not told:
+                    _logger.exception("nobody attends to channels: no descriptor is left, see zmqcore doctor")
+                told = True
+                time.sleep(_RETRY)
+            else:
+                if told:
+                    _logger.warning("there is a descriptor again: channels are attended to")
+                return True
+        return False
 
     def _look_after_channels(self) -> tuple[list[int], float | None]:
         """Attend to each channel; return the descriptors to wait for, and for how many seconds at most."""

@@ -99,23 +99,46 @@ def test_a_channel_is_attended_until_it_has_enough(
     assert (one.attended, two.attended) == (5, 3)
 
 
+@pytest.fixture
+def no_descriptor() -> Iterator[Callable[[], None]]:
+    """Nobody gets a descriptor until the function is called."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.open(os.devnull, os.O_RDONLY)
+    os.close(lowest)
+
+    def over() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+    yield over
+    over()
+
+
 def test_without_a_descriptor_it_says_so_and_tries_again(
-    attendant: Attendant, channel: Callable[..., Channel], caplog: pytest.LogCaptureFixture
+    attendant: Attendant,
+    channel: Callable[..., Channel],
+    caplog: pytest.LogCaptureFixture,
+    request: pytest.FixtureRequest,
 ) -> None:
     one, two = channel(2), channel(2)
-    before = threading.active_count()
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    lowest = os.dup(one.fd)
-    os.close(lowest)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
-    try:
-        attendant.attend(one)
-        _until(lambda: "no descriptor is left" in caplog.text and threading.active_count() == before)
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert one.attended == 0
+    over = request.getfixturevalue("no_descriptor")
+    attendant.attend(one)
+    _until(lambda: "no descriptor is left" in caplog.text)
     attendant.attend(two)
+    assert one.attended == two.attended == 0
+    over()
     _until(lambda: one.attended == two.attended == 2)
+    assert caplog.text.count("no descriptor is left") == 1
+
+
+def test_close_while_there_is_no_descriptor(
+    attendant: Attendant, channel: Callable[..., Channel], request: pytest.FixtureRequest
+) -> None:
+    one = channel(2)
+    request.getfixturevalue("no_descriptor")
+    attendant.attend(one)
+    attendant.close()
+    assert not any(thread.name == "zmqcore-attendant" for thread in threading.enumerate())
 
 
 def test_it_wakes_when_the_descriptor_is_readable(
