@@ -10,12 +10,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+from clock_support import Clock
 from waiting_support import until
 
 from zmqcore.errors import MatchmakerError
@@ -206,24 +207,97 @@ def test_without_a_boot_id_an_impossible_lease_tells(
             assert after.members("inventory").members == ()
 
 
-def test_a_locked_registry_is_an_error_and_not_for_ever(
-    local_url: str, directory: Path, opened: Open, member: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "_BUSY_TIMEOUT", 0.05)
-    matchmaker = opened(local_url)
-    matchmaker.topics()
+@pytest.fixture
+def locked(local_url: str, directory: Path, opened: Open) -> Iterator[sqlite3.Connection]:
+    """As if another process were writing, and took its time; COMMIT ends that."""
+    opened(local_url).topics()
     holder = sqlite3.connect(directory / FILE_NAME, isolation_level=None)
-    try:
-        holder.execute("BEGIN IMMEDIATE")
-        with pytest.raises(MatchmakerError, match="locked by another process"):
-            matchmaker.register(member())
-        # Reading does not wait for who writes.
-        assert matchmaker.members("inventory").members == ()
-        holder.execute("COMMIT")
+    holder.execute("BEGIN IMMEDIATE")
+    yield holder
+    holder.close()
+
+
+def test_a_locked_registry_is_an_error_and_not_for_ever(
+    local_url: str, opened: Open, member: Make, locked: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zmqcore.matchmaker.session._BUSY_PATIENCE", 0.05)
+    matchmaker = opened(local_url)
+    with pytest.raises(MatchmakerError, match="locked by another process"):
         matchmaker.register(member())
-    finally:
-        holder.close()
+    # Reading does not wait for who writes.
+    assert matchmaker.members("inventory").members == ()
+    locked.execute("COMMIT")
+    matchmaker.register(member())
     assert len(matchmaker.members("inventory").members) == 1
+
+
+def test_who_registers_waits_for_who_writes(
+    local_url: str, opened: Open, member: Make, locked: sqlite3.Connection
+) -> None:
+    matchmaker = opened(local_url)
+    thread = threading.Thread(target=matchmaker.register, args=(member(),))
+    thread.start()
+    # Others use the matchmaker meanwhile.
+    for _ in range(20):
+        assert matchmaker.members("inventory").members == ()
+    locked.execute("COMMIT")
+    thread.join()
+    assert len(matchmaker.members("inventory").members) == 1
+
+
+def test_who_reads_a_locked_registry_does_not_wait_to_remove_who_has_expired(
+    directory: Path, clock: Clock, member: Make
+) -> None:
+    """The lock cannot be had: whoever waited for it would end with an error."""
+    # Without a matchmaker, whose thread would renew it.
+    backend = LocalBackend(directory, clock)
+    backend.connect()
+    registration = module.Registration(member("a"), 10.0, "token")
+    backend.register(registration)
+    with (
+        Matchmaker("test://", LocalBackend(directory, clock), clock) as there,
+        closing(sqlite3.connect(directory / FILE_NAME, isolation_level=None)) as holder,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setattr("zmqcore.matchmaker.session._BUSY_PATIENCE", 0.0)
+        seen = there.watch("inventory")
+        assert _has("a")(seen.current)
+        holder.execute("BEGIN IMMEDIATE")
+        clock.now += 11.0
+        assert there.members("inventory").members == ()
+        assert there.topics() == []
+        with Matchmaker("test://", LocalBackend(directory, clock), clock) as third:
+            late = third.watch("inventory")
+            assert late.current.members == ()
+            assert seen.wait_for(_has(), PATIENCE) is not None, "who watches already is told, too"
+            holder.execute("COMMIT")
+            # Renewed before anybody has removed it: that changes no epoch.
+            backend.renew([registration])
+            assert seen.wait_for(_has("a"), PATIENCE) is not None
+            assert late.wait_for(_has("a"), PATIENCE) is not None
+    backend.disconnect()
+
+
+def test_a_lease_given_up_while_the_registry_is_locked(
+    local_url: str, directory: Path, opened: Open, member: Make
+) -> None:
+    here, there = opened(local_url), opened(local_url)
+    one, two = here.register(member("a"), ttl=3600.0), here.register(member("b"), ttl=3600.0)
+    watch = there.watch("inventory")
+    with closing(sqlite3.connect(directory / FILE_NAME, isolation_level=None)) as holder:
+        holder.execute("BEGIN IMMEDIATE")
+        one.close()
+        assert not one.alive
+        assert _has("a", "b")(watch.current)
+        holder.execute("COMMIT")
+        assert watch.wait_for(_has("b"), PATIENCE) is not None
+        holder.execute("BEGIN IMMEDIATE")
+        two.close()
+        ending = threading.Thread(target=here.close)
+        ending.start()
+        holder.execute("COMMIT")
+        ending.join()
+    assert watch.wait_for(_has(), PATIENCE) is not None
 
 
 # -- other processes --------------------------------------------------------------------------------------
@@ -490,6 +564,24 @@ def test_forks_while_threads_are_at_work(local_url: str, directory: Path, opened
     assert watch.wait_for(_has(), PATIENCE) is not None
     with closing(sqlite3.connect(directory / FILE_NAME)) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+@fork
+def test_a_fork_does_not_wait_for_who_writes(
+    local_url: str, directory: Path, opened: Open, member: Make
+) -> None:
+    """The thread that renews waits for the lock, and must not keep anybody else waiting."""
+    matchmaker = opened(local_url)
+    lease = matchmaker.register(member("parent"), ttl=0.3)
+    with closing(sqlite3.connect(directory / FILE_NAME, isolation_level=None)) as holder:
+        holder.execute("BEGIN IMMEDIATE")
+        until(lambda: matchmaker._session._busy_since is not None)
+        before = matchmaker._session._busy_since
+        for _ in range(5):
+            _in_child(lambda: None)
+        assert matchmaker._session._busy_since == before, "it is still locked: nobody has waited for its end"
+        holder.execute("COMMIT")
+        until(lambda: lease.alive)
 
 
 @fork

@@ -13,7 +13,7 @@ from zmqcore.errors import MatchmakerError
 from zmqcore.matchmaker.member import Member
 from zmqcore.topic import Topic
 
-__all__ = ["Backend", "Key", "Registration", "Update", "path_in"]
+__all__ = ["Backend", "Busy", "Key", "Registration", "Update", "path_in"]
 
 #: What tells the members of one group apart: server and instance.
 Key = tuple[str, str]
@@ -55,6 +55,10 @@ def path_in(url: str) -> Path | None:
     return Path(unquote(parts.path)) if parts.path.strip("/") else None
 
 
+class Busy(MatchmakerError):
+    """Somebody else is writing to the registry. Nothing has been done, and it can be tried again at once."""
+
+
 class Backend(ABC):
     """One way to keep a registry. Knows no threads: a session calls its hooks one at a time.
 
@@ -64,12 +68,17 @@ class Backend(ABC):
       * Each hook ends within seconds, whatever the registry does, and raises
         :class:`~zmqcore.errors.MatchmakerError` for what the registry did wrong. A hook that has raised
         leaves the backend in a state in which ``connect`` can try again.
+      * A hook does not wait for other writers for longer than moments: it raises :class:`Busy`, and the session waits,
+        without its lock.
       * A *group* is a topic without a server: exchange and name.
     """
 
     #: Seconds between two looks at the registry while somebody watches. A backend to which changes are pushed
     #: sets it high and calls the session's ``prod`` instead.
     poll_interval = 0.1
+    #: Whether there are members that have expired, and could not be removed just now. Then ``read`` gives everything,
+    #: without them, and it is to be read again: they may yet be renewed, which changes no epoch.
+    unburied = False
 
     @abstractmethod
     def connect(self) -> bool:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import math
 import os
 import random
 import sqlite3
@@ -31,7 +32,7 @@ from pathlib import Path
 from typing import Any, Final, final
 
 from zmqcore.errors import MatchmakerError
-from zmqcore.matchmaker.base import Backend, Registration, Update, path_in
+from zmqcore.matchmaker.base import Backend, Busy, Registration, Update, path_in
 from zmqcore.matchmaker.member import Member
 from zmqcore.matchmaker.process import boot_id, lives, namespace, start_time
 from zmqcore.runtime_dir import private_directory, runtime_directory
@@ -45,8 +46,11 @@ FILE_NAME: Final = "members.sqlite3"
 _FORMAT: Final = 1
 #: "zmqc", so that ``file`` and we ourselves can tell whose database it is.
 _APPLICATION_ID: Final = 0x7A6D7163
-#: How long a write waits for others; each holds the lock for well under a millisecond.
-_BUSY_TIMEOUT: Final = 5.0
+#: How long, in seconds, a hook waits for others who write; each holds the lock for well under a millisecond. Whoever
+#: uses the matchmaker waits meanwhile, and so does a fork: who has reason to wait for longer tries again.
+_BUSY_TIMEOUT: Final = 0.01
+#: How long, in seconds, to try to make a registry, or to open one that others make.
+_MAKING_TIMEOUT: Final = 5.0
 #: How many changes a reader may lag behind before it has to read everything; traces of gone members are kept
 #: between one and two times as long.
 _HISTORY: Final = 1000
@@ -89,7 +93,8 @@ class LocalBackend(Backend):
     """The registry in ``directory``, or in :func:`~zmqcore.runtime_dir.runtime_directory` if that is
     ``None``.
 
-    Directory and file must belong to this user alone. Expired members are removed by whoever looks next.
+    Directory and file must belong to this user alone. Expired members are removed by whoever looks next, or, while
+    another process holds the lock for writing, left out by who reads.
     Members whose process has died are removed within a turn by one of those that watch: the sweep is stamped
     on a file, so that a hundred watchers do not look at a hundred processes each. Where the system cannot
     tell that a process has died (no ``/proc``, another pid namespace), the lease alone decides.
@@ -118,7 +123,7 @@ class LocalBackend(Backend):
             self.disconnect()
         directory = runtime_directory() if self._wanted is None else private_directory(self._wanted)
         self._path = directory / FILE_NAME
-        deadline = time.monotonic() + _BUSY_TIMEOUT
+        deadline = time.monotonic() + _MAKING_TIMEOUT
         while True:
             identity = self._check_file()
             self._open()
@@ -213,8 +218,12 @@ class LocalBackend(Backend):
             logger.info("the registry %s was left by an earlier boot of this host: emptied", self._path)
         elif not boot:
             # The clock began anew: what claims to live for longer than a lease does is from before that.
-            with self._writing():
-                self._bury("expires > ? + ttl", self._clock())
+            impossible, now = "expires > ? + ttl", self._clock()
+            with self._errors():
+                found = self._connection.execute(f"SELECT 1 FROM member WHERE {impossible}", (now,)).fetchone()
+            if found:
+                with self._writing():
+                    self._bury(impossible, now)
 
     @property
     def _connection(self) -> sqlite3.Connection:
@@ -244,16 +253,14 @@ class LocalBackend(Backend):
         try:
             yield
         except sqlite3.Error as exc:
-            self.disconnect()
             # The lower byte is the primary code, the rest tells variants apart (sqlite.org/rescode.html).
             code = getattr(exc, "sqlite_errorcode", 0) & 0xFF
+            connection = self._open_connection
+            if code in _BUSY_CODES and connection is not None and not connection.in_transaction:
+                raise Busy(f"the registry {self._path} is locked by another process: {exc}") from exc
+            self.disconnect()
             if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
                 raise MatchmakerError(_damaged(self._path, exc)) from exc
-            if code in _BUSY_CODES:
-                raise MatchmakerError(
-                    f"the registry {self._path} was locked by another process for over {_BUSY_TIMEOUT:g} s:"
-                    f" {exc}"
-                ) from exc
             raise MatchmakerError(f"the registry {self._path} cannot be used: {exc}") from exc
 
     @contextmanager
@@ -262,17 +269,7 @@ class LocalBackend(Backend):
         way."""
         with self._errors():
             connection = self._connection
-            deadline = time.monotonic() + _BUSY_TIMEOUT
-            while True:
-                try:
-                    connection.execute("BEGIN IMMEDIATE")
-                    break
-                except sqlite3.OperationalError as exc:
-                    # SQLite waits by itself, except where it fears a deadlock or a race over the log's
-                    # recovery.
-                    if exc.sqlite_errorcode & 0xFF not in _BUSY_CODES or time.monotonic() > deadline:
-                        raise
-                    time.sleep(random.uniform(0.001, 0.01))
+            connection.execute("BEGIN IMMEDIATE")
             try:
                 yield connection
             except BaseException:
@@ -367,17 +364,22 @@ class LocalBackend(Backend):
     def refresh(self) -> int:
         epoch, soonest = self._glance()
         now = self._clock()
-        changed = 0
-        if soonest is not None and soonest <= now:
+        expired = soonest is not None and soonest <= now
+        dead = self._dead_processes(epoch)
+        self.unburied = False
+        if not expired and not dead:
+            return epoch
+        try:
             with self._writing():
                 changed = self._bury("expires <= ?", now)
-        dead = self._dead_processes(epoch)
-        if dead:
-            with self._writing():
                 for pid, started in dead:
                     changed += self._bury(
                         "pid = ? AND started = ? AND namespace = ?", pid, started, namespace()
                     )
+        except Busy:
+            # Who reads must not wait for who writes: next time, then, or somebody else does it.
+            self.unburied = expired
+            return epoch
         return self._glance()[0] if changed else epoch
 
     def _glance(self) -> tuple[int, float | None]:
@@ -414,11 +416,14 @@ class LocalBackend(Backend):
             connection.execute("BEGIN")
             try:
                 epoch, horizon = connection.execute("SELECT epoch, horizon FROM registry").fetchone()
-                complete = since == 0 or since < horizon
-                which = "token IS NOT NULL" if complete else "epoch > ?"
+                complete = since == 0 or since < horizon or self.unburied
+                which = "epoch > ?"
+                value: float = since
+                if complete:
+                    which = "token IS NOT NULL AND expires > ?"
+                    value = self._clock() if self.unburied else -math.inf
                 rows = connection.execute(
-                    f"SELECT {_COLUMNS} FROM member WHERE topic = ? AND {which}",
-                    (str(group),) if complete else (str(group), since),
+                    f"SELECT {_COLUMNS} FROM member WHERE topic = ? AND {which}", (str(group), value)
                 ).fetchall()
             finally:
                 connection.execute("COMMIT")
@@ -431,7 +436,7 @@ class LocalBackend(Backend):
     def groups(self) -> list[Topic]:
         with self._errors():
             rows = self._connection.execute(
-                "SELECT DISTINCT topic FROM member WHERE token IS NOT NULL"
+                "SELECT DISTINCT topic FROM member WHERE token IS NOT NULL AND expires > ?", (self._clock(),)
             ).fetchall()
         return [Topic.parse(text) for (text,) in rows]
 
@@ -481,7 +486,7 @@ def _exclusive(path: Path) -> Iterator[None]:
     """Hold the lock of a file for a moment, against other processes and other threads."""
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
-        deadline = time.monotonic() + _BUSY_TIMEOUT
+        deadline = time.monotonic() + _MAKING_TIMEOUT
         while True:
             try:
                 # flock, not lockf: that one does not keep out another thread.
@@ -490,7 +495,7 @@ def _exclusive(path: Path) -> Iterator[None]:
             except BlockingIOError as exc:
                 if time.monotonic() > deadline:
                     raise MatchmakerError(
-                        f"another process has held {path} for over {_BUSY_TIMEOUT:g} s; is it stopped?"
+                        f"another process has held {path} for over {_MAKING_TIMEOUT:g} s; is it stopped?"
                     ) from exc
                 time.sleep(0.005)
         yield

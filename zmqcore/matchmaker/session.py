@@ -5,17 +5,18 @@ from __future__ import annotations
 import logging
 import math
 import os
+import random
 import threading
 import time
 import uuid
 import weakref
 from collections.abc import Callable
 from types import TracebackType
-from typing import Final, Literal, final
+from typing import Final, Literal, TypeVar, final
 
 from zmqcore.endpoint import Endpoint
 from zmqcore.errors import Closed, MatchmakerError
-from zmqcore.matchmaker.base import Backend, Registration
+from zmqcore.matchmaker.base import Backend, Busy, Registration, Update
 from zmqcore.matchmaker.member import Member, Membership
 from zmqcore.matchmaker.watch import Group, Watch, in_order
 from zmqcore.topic import Topic
@@ -34,8 +35,18 @@ _RENEWALS_PER_TTL: Final = 3
 _RETRY_MAX: Final = 1.0
 #: How long the thread sleeps when there is nothing to do; whatever brings work wakes it.
 _IDLE: Final = 3600.0
+#: How long, in seconds, who registers or reads waits while others write, which takes each of them less than a
+#: millisecond.
+_BUSY_PATIENCE: Final = 5.0
+#: The same for who gives up a lease, which ends by itself: before that is left to the thread, and at the end.
+_LEAVING_PATIENCE: Final = 0.2
+_CLOSING_PATIENCE: Final = 1.0
+#: Between two attempts, about so many seconds.
+_BUSY_PAUSE: Final = 0.01
 #: For how long after a fork what the parent knew is news to the child: as long as a change may take to be seen.
 _INHERITANCE: Final = 1.0
+
+_Result = TypeVar("_Result")
 
 
 @final
@@ -100,7 +111,7 @@ class Session:
 
     ``io`` guards the backend: its hooks run one at a time and nothing else happens under it. ``lock`` (and
     the condition ``changed`` on it) guards leases, groups and watches and is held only for moments. Order:
-    ``io`` before ``lock``.
+    ``io`` before ``lock``. Nobody waits for other writers with ``io`` held: a fork waits for it.
 
     The thread holds only a weak reference, so that a matchmaker that nobody holds is collected, and the
     thread ends with it. Before a fork both locks are taken and the backend made quiet; the child starts with no
@@ -115,7 +126,14 @@ class Session:
         self.stale = False
         self.leases: dict[str, Lease] = {}
         self.groups: dict[Topic, Group] = {}
+        #: Of leases that were given up while the registry was locked. Guarded by ``lock``.
+        self._leaving: list[Registration] = []
+        #: What the epoch of a registry that has begun anew is still to be raised to. Guarded by ``io``.
+        self._floor = 0
         self._failures = 0
+        #: Since when the thread finds the registry locked, and whether the log says so. Guarded by ``io``.
+        self._busy_since: float | None = None
+        self._busy_told = False
         self._thread: threading.Thread | None = None
         #: The thread's own. Without one nobody may touch it: in a forked child its lock may be held for ever.
         self._wake = threading.Event()
@@ -139,7 +157,8 @@ class Session:
         for endpoint in member.endpoints:
             Endpoint.parse(endpoint)
         registration = Registration(member, ttl, uuid.uuid4().hex)
-        with self.io:
+
+        def register() -> Lease:
             self._open()
             now = self.clock()
             self.backend.register(registration)
@@ -147,6 +166,9 @@ class Session:
             with self.lock:
                 self.leases[registration.token] = lease
             self._catch_up_quietly()
+            return lease
+
+        lease = self._when_free(register)
         self._run_thread()
         return lease
 
@@ -156,46 +178,58 @@ class Session:
                 return
             lease.state = "closed"
             self.leases.pop(lease.registration.token, None)
-        with self.io:
-            if self.closed:
-                return
-            try:
+
+        def give_up() -> None:
+            if not self.closed:
                 self._open()
                 self.backend.delete([lease.registration])
-            except MatchmakerError as exc:
+                self._catch_up_quietly()
+
+        try:
+            self._when_free(give_up, _LEAVING_PATIENCE)
+        except MatchmakerError as exc:
+            if isinstance(exc.__cause__, Busy):
+                with self.lock:
+                    self._leaving.append(lease.registration)
+                self._run_thread()
+            else:
                 logger.warning(
                     "%s could not be deregistered, its lease ends by itself: %s", lease.member, exc
                 )
-            else:
-                self._catch_up_quietly()
 
     def members(self, topic: Topic) -> Membership:
         group = topic.group
-        with self.io:
+
+        def read() -> Update:
             self._open()
             self.backend.refresh()
-            update = self.backend.read(group, 0)
+            return self.backend.read(group, 0)
+
+        update = self._when_free(read)
         found = in_order({key: member for key, member in update.records.items() if member is not None})
         if topic.server is not None:
             found = tuple(member for member in found if member.server == topic.server)
         return Membership(update.epoch, found)
 
     def topics(self) -> list[Topic]:
-        with self.io:
+        def read() -> list[Topic]:
             self._open()
             self.backend.refresh()
             return sorted(self.backend.groups())
 
+        return self._when_free(read)
+
     def watch(self, topic: Topic) -> Watch:
         watch = Watch(self, topic)
-        with self.io:
+
+        def begin() -> None:
             self._open()
             with self.lock:
                 group = self.groups.get(topic.group)
             if group is None:
                 group = Group(topic.group)
                 self.backend.refresh()
-                group.apply(self.backend.read(group.topic, 0))
+                self._read(group)
             else:
                 self._catch_up_quietly()
             watch.stale = self.stale
@@ -203,6 +237,8 @@ class Session:
             with self.lock:
                 self.groups[group.topic] = group
                 group.watches.add(watch)
+
+        self._when_free(begin)
         self._run_thread()
         return watch
 
@@ -229,25 +265,43 @@ class Session:
         with self.io:
             # Only now: a register that was under way when this began has added its own.
             with self.lock:
-                leases = list(self.leases.values())
-                self.leases.clear()
-                for lease in leases:
+                leaving, self._leaving = self._leaving, []
+                for lease in self.leases.values():
                     lease.state = "closed"
-            try:
-                if leases:
-                    self.backend.connect()
-                    self.backend.delete([lease.registration for lease in leases])
-            except MatchmakerError as exc:
-                logger.warning(
-                    "%d leases could not be given up, they end by themselves: %s", len(leases), exc
-                )
-            finally:
+                    leaving.append(lease.registration)
+                self.leases.clear()
+
+        def give_up() -> None:
+            if leaving:
+                self.backend.connect()
+                self.backend.delete(leaving)
+
+        try:
+            self._when_free(give_up, _CLOSING_PATIENCE)
+        except MatchmakerError as exc:
+            logger.warning("%d leases could not be given up, they end by themselves: %s", len(leaving), exc)
+        finally:
+            with self.io:
                 self.backend.disconnect()
 
     def prod(self) -> None:
         """Let the thread look at the registry now. For backends to which changes are pushed; any thread."""
         if self._thread is not None:
             self._wake.set()
+
+    def _when_free(self, hooks: Callable[[], _Result], patience: float | None = None) -> _Result:
+        """Return ``hooks()``, called with io held, and again as long as others write, for ``patience`` seconds."""
+        if patience is None:
+            patience = _BUSY_PATIENCE
+        deadline = time.monotonic() + patience
+        while True:
+            with self.io:
+                try:
+                    return hooks()
+                except Busy as exc:
+                    if time.monotonic() > deadline:
+                        raise MatchmakerError(f"{exc}; tried for {patience:g} s") from exc
+            time.sleep(_BUSY_PAUSE * random.uniform(0.1, 1.0))
 
     # -- with io held -------------------------------------------------------------------------------------
 
@@ -261,9 +315,18 @@ class Session:
                 for group in self.groups.values():
                     group.seen = 0
                 told = max((group.membership.epoch for group in self.groups.values()), default=0)
-            if told:
-                self.backend.raise_epoch(told + 1)
+            self._floor = told + 1 if told else 0
             self.prod()
+        if self._floor:
+            self.backend.raise_epoch(self._floor)
+            self._floor = 0
+
+    def _read(self, group: Group) -> bool:
+        """Bring ``group`` up to date; return whether its membership is another one now."""
+        news = group.apply(self.backend.read(group.topic, group.seen))
+        if self.backend.unburied:
+            group.seen = 0
+        return news
 
     def _catch_up(self) -> None:
         """Bring every watch up to date."""
@@ -271,10 +334,11 @@ class Session:
         with self.lock:
             for topic in [topic for topic, group in self.groups.items() if not group.watches]:
                 del self.groups[topic]
-            behind = [group for group in self.groups.values() if group.seen != epoch]
+            behind = [
+                group for group in self.groups.values() if group.seen != epoch or self.backend.unburied
+            ]
         for group in behind:
-            update = self.backend.read(group.topic, group.seen)
-            if group.apply(update):
+            if self._read(group):
                 with self.lock:
                     told = [watch.publish(group.membership) for watch in group.watches]
                     if any(told):
@@ -285,6 +349,8 @@ class Session:
         if self.groups:
             try:
                 self._catch_up()
+            except Busy:
+                self.prod()
             except MatchmakerError as exc:
                 self._missed(exc)
 
@@ -336,45 +402,75 @@ class Session:
             if self.closed:
                 return None
             try:
-                return self._turn()
+                pause = self._turn()
+            except Busy as exc:
+                return self._be_patient(exc)
             # The thread must outlive whatever a backend raises.
             except Exception as exc:  # noqa: BLE001
                 self._missed(exc)
                 return float(min(self.backend.poll_interval * 2 ** min(self._failures, 10), _RETRY_MAX))
+            self._busy_since, self._busy_told = None, False
+            return pause
+
+    def _be_patient(self, exc: Busy) -> float:
+        """Others write, and so nothing could be written: it is tried again soon."""
+        now = time.monotonic()
+        if self._busy_since is None:
+            self._busy_since = now
+        elif now - self._busy_since > _BUSY_PATIENCE and not self._busy_told:
+            self._busy_told = True
+            logger.warning("leases cannot be renewed for %g s already: %s", now - self._busy_since, exc)
+        return _BUSY_PAUSE * random.uniform(1.0, 2.0)
 
     def _turn(self) -> float:
         now = self.clock()
         with self.lock:
-            work = bool(self.groups) or any(lease.due <= now for lease in self.leases.values())
+            work = bool(self.groups or self._leaving)
+            work = work or any(lease.due <= now for lease in self.leases.values())
         if work:
             self._open()
-            with self.lock:
-                due = [lease for lease in self.leases.values() if lease.due <= now]
-            if due:
-                replaced = set(self.backend.renew([lease.registration for lease in due]))
-                with self.lock:
-                    for lease in due:
-                        lease.renewed_at(now)
-                        if lease.registration in replaced and lease.state == "held":
-                            lease.state = "replaced"
-                            del self.leases[lease.registration.token]
-                            logger.warning(
-                                "%s was replaced by another registration of its name", lease.member
-                            )
+            busy = None
+            try:
+                self._renew(now)
+            except Busy as exc:
+                busy = exc  # reading needs no turn
             if self.groups:
                 self._catch_up()
             else:
                 self._reached()
+            if busy is not None:
+                raise busy
         with self.lock:
             next_due = min((lease.due for lease in self.leases.values()), default=math.inf)
             watching = bool(self.groups)
         return max(0.0, min(next_due - self.clock(), self.backend.poll_interval if watching else _IDLE))
 
+    def _renew(self, now: float) -> None:
+        """Write what is to be written: who leaves, and the leases that are due at ``now``."""
+        with self.lock:
+            leaving, due = self._leaving, [lease for lease in self.leases.values() if lease.due <= now]
+        if leaving:
+            self.backend.delete(leaving)
+            with self.lock:
+                self._leaving = self._leaving[len(leaving) :]
+        if not due:
+            return
+        replaced = set(self.backend.renew([lease.registration for lease in due]))
+        with self.lock:
+            for lease in due:
+                lease.renewed_at(now)
+                if lease.registration in replaced and lease.state == "held":
+                    lease.state = "replaced"
+                    del self.leases[lease.registration.token]
+                    logger.warning("%s was replaced by another registration of its name", lease.member)
+
     # -- fork ---------------------------------------------------------------------------------------------
 
     def start_anew_in_child(self) -> None:
         self._thread = None
-        self._failures = 0
+        self._failures = self._floor = 0
+        self._busy_since, self._busy_told = None, False
+        self._leaving = []
         if not self.stale:
             now = self.clock()
             self._inheritance_ends = now + _INHERITANCE
