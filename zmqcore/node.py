@@ -8,6 +8,7 @@ import logging
 import os
 import socket
 import threading
+import time
 import uuid
 import weakref
 from collections.abc import Sequence
@@ -45,8 +46,10 @@ _ENVELOPE_OVERHEAD_BYTES = 1 << 18
 _CONTEXT_FDS = 8
 #: What a context may hold besides the pool's sockets: ports, and what users make by themselves. libzmq's own default.
 _SOCKETS_BESIDES_POOL = 1023
-#: How long, in seconds, closing waits for sockets that nobody closes. Longer than replies may linger (2 s).
-_TERM_PATIENCE = 5.0
+#: How long, in seconds, closing waits for libzmq at least, even if its time is over: mostly a millisecond is enough.
+_TERM_GRACE = 0.5
+#: How long the end of the interpreter may wait for what is outstanding, in seconds.
+_EXIT_TIMEOUT = 1.0
 
 
 class Owned(Protocol):
@@ -54,6 +57,9 @@ class Owned(Protocol):
 
     def runs_this_thread(self) -> bool:
         """Whether the calling thread has to go on before this can be closed down, as a handler of a server has."""
+
+    def ask_to_stop(self, timeout: float) -> None:
+        """Begin to stop, within ``timeout`` seconds; close_down() waits for that. Called by any thread but those."""
 
     def close_down(self, timeout: float) -> None:
         """Stop, within ``timeout`` seconds. Called by any thread but those."""
@@ -252,9 +258,9 @@ class Node:
     def close(self, timeout: float = 5.0) -> None:
         """Wait for what was accepted, stop this node's servers, then close pool, matchmaker and context.
 
-        ``timeout``: for how many seconds at most, for each of these. What is outstanding ends with Closed; what was
-        accepted and is not finished then is given up, and the log says how much that is. Twice is fine, also at the
-        same time: the second one only waits.
+        ``timeout``: for how many seconds at most, all in all; then what still runs or is outstanding is cut off. What
+        is outstanding here ends with Closed; what was accepted and is not finished then is given up, and the log says
+        how much that is. Twice is fine, also at the same time: the second one only waits.
         Called by a handler of one of its servers, by a callback of a future, or on an event loop on which one of its
         servers runs, it returns at once, and the node closes behind it.
         """
@@ -273,22 +279,31 @@ class Node:
             ended.wait(timeout)
 
     def _close(self, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
         with self._lock:
             context = self._context
-        # Ctrl-C during one of these must not keep the next one open.
+        owned = list(self._owned)
+
+        def left() -> float:
+            return max(0.0, deadline - time.monotonic())
+
+        # Ctrl-C during one of these must not keep the next one open. The last one is done first.
         with contextlib.ExitStack() as stack:
             if self._ended is not None:
                 stack.callback(self._ended.set)
             if context is not None and context is not self._given_context:
-                stack.callback(_terminate, context, _TERM_PATIENCE)
+                stack.callback(lambda: _terminate(context, max(left(), _TERM_GRACE)))
             stack.callback(self.matchmaker.close)
-            stack.callback(self.attendant.close)
-            stack.callback(self.redelivery.close)
-            stack.callback(self.pool.close, timeout)
-            for thing in list(self._owned):
-                stack.callback(thing.close_down, timeout)
+            stack.callback(lambda: self.attendant.close(max(left(), _TERM_GRACE)))
+            stack.callback(lambda: self.redelivery.close(max(left(), _TERM_GRACE)))
+            stack.callback(lambda: self.pool.close(left()))
+            for thing in owned:
+                stack.callback(lambda thing: thing.close_down(left()), thing)
+            # All at the same time, or the last one would have no time left.
+            for thing in owned:
+                stack.callback(lambda thing: thing.ask_to_stop(left()), thing)
             # First of all: its own servers may be where that goes.
-            stack.callback(self._flush, timeout)
+            stack.callback(lambda: self._flush(left()))
 
     def _flush(self, timeout: float) -> None:
         """Wait for what was accepted, and let it be sent again if need be."""
@@ -353,8 +368,10 @@ def _open_context(max_sockets: int) -> zmq.Context[zmq.Socket[bytes]]:
 
 
 def _terminate(context: zmq.Context[zmq.Socket[bytes]], patience: float) -> None:
-    """End ``context``. It ends with its last socket: if that takes longer than ``patience`` seconds, say so and leave
-    it to that."""
+    """End ``context``. It ends with its last socket: if that takes longer than ``patience`` seconds, leave it to that.
+
+    So do replies that somebody does not read, for 2 s. Sockets that nobody closes are worth a warning.
+    """
     thread = threading.Thread(target=context.term, name="zmqcore-term", daemon=True)
     try:
         thread.start()
@@ -363,13 +380,12 @@ def _terminate(context: zmq.Context[zmq.Socket[bytes]], patience: float) -> None
         context.term()
         return
     thread.join(patience)
-    if thread.is_alive():
-        still_open = sum(not made.closed for made in list(context._sockets))  # nothing public tells
+    still_open = sum(not made.closed for made in list(context._sockets))  # nothing public tells
+    if thread.is_alive() and still_open:
         _logger.warning(
-            "%d sockets of the node's ZeroMQ context are still open, %g s after the node was closed; it stays until"
-            " they are closed",
+            "%d sockets of the node's ZeroMQ context are still open after the node was closed; it stays until they are"
+            " closed",
             still_open,
-            patience,
         )
 
 
@@ -414,8 +430,9 @@ def _after_fork_in_child() -> None:
 
 def _close_all() -> None:
     """At exit: a context that is still open would wait for its sockets, and members would linger."""
-    for node in list(_nodes):
-        node.close(timeout=1.0)
+    nodes = list(_nodes)
+    for node in nodes:
+        node.close(_EXIT_TIMEOUT)
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -141,14 +141,17 @@ class Redelivery:
         with self._lock:
             return list(self._lanes)
 
-    def close(self) -> None:
-        """Send nothing more; what is left is given up, and the log says how much. Twice is fine."""
+    def close(self, timeout: float | None = None) -> None:
+        """Send nothing more; what is left is given up, and the log says how much. Twice is fine.
+
+        Waits for the thread, ``timeout`` seconds at most: a callback may run on it.
+        """
         self._closed = True
         with self._lock:
             thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             self._inbox.put([])
-            thread.join()
+            thread.join(timeout)
         self._give_up_inbox("the node was closed")
 
     def stats(self) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -13,11 +14,12 @@ from typing import Any
 
 import pytest
 import zmq
-from waiting_support import stands_in
+from waiting_support import PATIENCE, stands_in, until
 
 import zmqcore
-from zmqcore import Client, Closed, Node, Server
+from zmqcore import Client, Closed, Node, Server, Topic
 from zmqcore._channel import Channel
+from zmqcore.rpc.loop_server import LoopServer
 
 Until = Callable[..., None]
 Running = Callable[..., Any]
@@ -164,6 +166,37 @@ def test_close_from_a_handler(
     node.close(timeout=30.0)
     assert not server.running
     assert [record.getMessage() for record in caplog.records] == []
+
+
+def test_servers_stop_at_the_same_time(
+    make_node: Callable[..., Node], registry: str, running: Running
+) -> None:
+    """Each of them finishes what it has, and none of them waits for another one to begin with that."""
+    node, elsewhere = make_node(registry), make_node(registry)
+    gate, entered = threading.Event(), threading.Semaphore(0)
+
+    def work() -> str:
+        entered.release()
+        return "done" if gate.wait(PATIENCE) else "given up"
+
+    async def work_on_loop() -> str:
+        entered.release()
+        return "done" if await asyncio.to_thread(gate.wait, PATIENCE) else "given up"
+
+    options: dict[str, Any] = {"bind": "tcp://127.0.0.1:*"}
+    for topic in ("a", "b", "c"):
+        Server(topic, {"work": work}, node=node, workers=1, **options).start()
+    server = LoopServer(Topic("d"), {"work": work_on_loop}, node, **options).start()
+    calls = [Client(topic, node=elsewhere, timeout=PATIENCE).submit("work") for topic in "abcd"]
+    for _ in calls:
+        assert entered.acquire(timeout=PATIENCE)
+    closing = running(node.close, 2 * PATIENCE)
+    until(lambda: elsewhere.matchmaker.topics() == [], "all have been deregistered")
+    assert closing.thread.is_alive()
+    gate.set()
+    assert [call.result() for call in calls] == ["done"] * 4
+    closing.result()
+    del server
 
 
 def test_close_while_servers_and_channels_are_being_made(

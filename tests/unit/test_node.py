@@ -5,9 +5,11 @@ from __future__ import annotations
 import pickle
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import zmq
+from clock_support import Clock
 
 from zmqcore import Client, Closed, Limits, MatchmakerError, Node
 from zmqcore.codec import MsgpackCodec, get_codec
@@ -109,15 +111,14 @@ def test_after_close() -> None:
 
 
 def test_a_socket_that_somebody_leaves_open_does_not_hang_close(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """libzmq ends a context with its last socket. close() says how many are open, and the context ends with them."""
-    monkeypatch.setattr("zmqcore.node._TERM_PATIENCE", 0.1)
     node = Node("memory://node")
     sockets = [node.context.socket(zmq.PUB) for _ in range(3)]
     context = node.context
     sockets.pop().close()
-    node.close()
+    node.close(0.0)
     (record,) = caplog.records
     assert "2 sockets" in record.getMessage()
     assert not context.closed
@@ -135,6 +136,9 @@ def test_closing_twice_at_once_waits_for_the_first() -> None:
     class Thing:
         def runs_this_thread(self) -> bool:
             return False
+
+        def ask_to_stop(self, _timeout: float) -> None:
+            pass
 
         def close_down(self, _timeout: float) -> None:
             begun.set()
@@ -156,6 +160,33 @@ def test_closing_twice_at_once_waits_for_the_first() -> None:
     assert not first.is_alive()
 
 
+def test_close_has_one_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who uses up all of the time leaves none to the others, who have been asked by then."""
+    clock = Clock()
+    monkeypatch.setattr("zmqcore.node.time", SimpleNamespace(monotonic=clock))
+    node = Node("memory://node")
+    asked: list[float] = []
+    waited: list[float] = []
+
+    class Thing:
+        def runs_this_thread(self) -> bool:
+            return False
+
+        def ask_to_stop(self, timeout: float) -> None:
+            asked.append(timeout)
+
+        def close_down(self, timeout: float) -> None:
+            assert asked == [2.0] * 3
+            waited.append(timeout)
+            clock.now += 2.0
+
+    things = [Thing() for _ in range(3)]
+    for thing in things:
+        node.own(thing)
+    node.close(2.0)
+    assert waited == [2.0, 0.0, 0.0]
+
+
 def test_close_by_what_has_to_go_on_first_is_done_behind_it() -> None:
     """As a handler of a server does: close() returns at once there, and waits for it on another thread."""
     node = Node("memory://node")
@@ -165,6 +196,9 @@ def test_close_by_what_has_to_go_on_first_is_done_behind_it() -> None:
     class Thing:
         def runs_this_thread(self) -> bool:
             return threading.get_ident() == handler
+
+        def ask_to_stop(self, _timeout: float) -> None:
+            pass
 
         def close_down(self, _timeout: float) -> None:
             gate.wait(30.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import inspect
 import logging
@@ -39,6 +40,8 @@ _LINGER = 2.0
 _ACK_INTERVAL = 0.1
 #: How long tasks that have been cancelled may take to end, in seconds, before the port is closed all the same.
 _CANCEL_GRACE = 1.0
+#: How long the end of a node waits for a loop at least, in seconds, even if its time is over.
+_LOOP_GRACE = 0.2
 
 T = TypeVar("T")
 
@@ -81,6 +84,7 @@ class AsyncServer(Service):
         self._stopped: asyncio.Event | None = None
         self._over: asyncio.Event | None = None  # it has been stopped, or is to be
         self._stopper: asyncio.Task[bool] | None = None
+        self._asked: asyncio.Task[bool] | None = None
 
     async def start(self) -> AsyncServer:
         """Listen, then register with the matchmaker. Returns once clients can find the server.
@@ -166,6 +170,20 @@ class AsyncServer(Service):
         reader = self._reader or self._leaving
         return reader is not None and reader.loop.is_running() and reader.thread == threading.get_ident()
 
+    def ask_to_stop(self, timeout: float) -> None:
+        """The node is being closed: begin to stop, within ``timeout`` seconds, if the loop runs."""
+        reader = self._reader
+        if reader is None or not reader.loop.is_running():
+            return
+
+        def begin() -> None:
+            # close_down() makes a second one, which only waits for this.
+            self._asked = reader.spawn(self.stop(timeout=timeout))
+            self._asked._log_destroy_pending = False  # type: ignore[attr-defined]
+
+        with contextlib.suppress(RuntimeError):  # closed meanwhile
+            reader.loop.call_soon_threadsafe(begin)
+
     def close_down(self, timeout: float) -> None:
         """The node is being closed: stop within ``timeout`` seconds; as things are if the loop does not run."""
         reader = self._reader or self._leaving
@@ -174,6 +192,7 @@ class AsyncServer(Service):
             return
         loop = reader.loop
         ended = threading.Event()
+        until = time.monotonic() + timeout
 
         def begin() -> None:
             # Still runs after what began it here has been collected.
@@ -187,9 +206,9 @@ class AsyncServer(Service):
             finally:
                 ended.set()
 
-        if loop.is_running() and on_loop(loop, begin, timeout) and loop.is_running():
-            until = time.monotonic() + timeout + _CANCEL_GRACE
-            while not ended.wait(_DRAIN_STEP) and not loop.is_closed() and time.monotonic() < until:
+        if loop.is_running() and on_loop(loop, begin, max(timeout, _LOOP_GRACE)) and loop.is_running():
+            over = until + _CANCEL_GRACE
+            while not ended.wait(_DRAIN_STEP) and not loop.is_closed() and time.monotonic() < over:
                 pass
             if ended.is_set():
                 return
@@ -202,7 +221,7 @@ class AsyncServer(Service):
                 self._ended(reader)
 
         self._deregister()
-        on_loop(loop, abandon, timeout)
+        on_loop(loop, abandon, max(until - time.monotonic(), _LOOP_GRACE))
 
     def renew(self) -> None:
         """In a forked child: what runs is the parent's."""

@@ -64,20 +64,24 @@ class _Executor:
         """Whether the calling thread is one of these: it runs a handler."""
         return threading.current_thread() in self._threads
 
+    def ask_to_stop(self, drain: bool, deadline: float) -> None:
+        """Begin what stop() does; twice is fine."""
+        self._drain_until = deadline
+        self._draining = drain
+        if drain:
+            self._port.goodbye()
+            self._port.wake()
+        else:
+            self._discard_waiting()
+            self._port.close()
+
     def stop(self, drain: bool, deadline: float) -> bool:
         """Take nothing new, finish what has come (with ``drain``) until ``deadline``, close the port.
 
         Returns whether everything was finished.
         """
-        self._drain_until = deadline
-        self._draining = drain
         try:
-            if drain:
-                self._port.goodbye()
-                self._port.wake()
-            else:
-                self._discard_waiting()
-                self._port.close()
+            self.ask_to_stop(drain, deadline)
             for thread in self._threads:
                 thread.join(max(0.0, deadline - time.monotonic()))
             return not any(thread.is_alive() for thread in self._threads)

@@ -318,6 +318,9 @@ class LoopChannels(LoopCalls):
         """Never: nothing has to go on for the channels to be given back."""
         return False
 
+    def ask_to_stop(self, timeout: float) -> None:
+        """Not before the servers have stopped: their handlers may be calling."""
+
     def close_down(self, timeout: float) -> None:
         """The node is being closed: give all channels back, whose sockets are closed next. Called by any thread."""
         if self.loop.is_closed() or threading.get_ident() == self.thread or not self.loop.is_running():

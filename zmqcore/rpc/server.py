@@ -149,6 +149,15 @@ class Server(Service):
         executor = self._executor or self._leaving
         return executor is not None and executor.runs_this_thread()
 
+    def ask_to_stop(self, timeout: float) -> None:
+        """The node is being closed: begin to stop, within ``timeout`` seconds."""
+        deadline = time.monotonic() + timeout
+        with self._lock:
+            executor = self._executor
+        if executor is not None:
+            self._deregister()
+            executor.ask_to_stop(drain=True, deadline=deadline)
+
     def close_down(self, timeout: float) -> None:
         """The node is being closed: stop, within ``timeout`` seconds."""
         self.stop(timeout=timeout)

@@ -114,6 +114,10 @@ class Service(ABC):
         """Whether it cannot stop before the calling thread goes on."""
 
     @abstractmethod
+    def ask_to_stop(self, timeout: float) -> None:
+        """The node is being closed: begin to stop, within ``timeout`` seconds."""
+
+    @abstractmethod
     def close_down(self, timeout: float) -> None:
         """The node is being closed: stop, within ``timeout`` seconds."""
 
