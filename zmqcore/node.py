@@ -48,6 +48,8 @@ _CONTEXT_FDS = 8
 _SOCKETS_BESIDES_POOL = 1023
 #: How long, in seconds, closing waits for libzmq at least, even if its time is over: mostly a millisecond is enough.
 _TERM_GRACE = 0.5
+#: How a call ends that is under way when this process ends its own node.
+_ENDS = (errors.Closed, errors.PeerLost, errors.Unreachable, errors.NoSuchTopic)
 #: How long the end of the interpreter may wait for what is outstanding, in seconds.
 _EXIT_TIMEOUT = 1.0
 
@@ -431,8 +433,21 @@ def _after_fork_in_child() -> None:
 def _close_all() -> None:
     """At exit: a context that is still open would wait for its sockets, and members would linger."""
     nodes = list(_nodes)
+    if nodes:
+        _hush()
     for node in nodes:
         node.close(_EXIT_TIMEOUT)
+
+
+def _hush() -> None:
+    """Only daemon threads are left, which nobody waits for: what ends their calls now is nothing to report."""
+    report = threading.excepthook
+
+    def unless_ours(args: threading.ExceptHookArgs, /) -> None:
+        if not isinstance(args.exc_value, _ENDS):
+            report(args)
+
+    threading.excepthook = unless_ours
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -340,6 +340,16 @@ _ENDS = {
         "threading.Thread(target=wait, daemon=True).start()\n"
         "entered.wait()"
     ),
+    "threads whose calls nobody guards": (
+        "server, client = everything(default_node())\n"
+        "called = []\n"
+        "def loop():\n"
+        "    while True: called.append(client.call('echo', 1))\n"
+        "for _ in range(3): threading.Thread(target=loop, daemon=True).start()\n"
+        "threading.Thread(target=client.call, args=('sleep', 600.0), daemon=True).start()\n"
+        "while len(called) < 20: time.sleep(0.001)\n"
+        "entered.wait()"
+    ),
     "casts on the way": (
         "server, client = everything(default_node())\nfor _ in range(100): client.cast('echo', 'x')"
     ),
@@ -362,6 +372,32 @@ def test_a_process_that_closes_nothing_ends_quietly(
     ended = run_python(_SETUP + program)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
     assert list(runtime.glob("*.sock")) == []
+
+
+def test_what_fails_in_a_thread_is_told_to_the_end(run_python: RunPython) -> None:
+    """Only what the end itself causes is not: the thread's error comes after ours has begun to close."""
+    ended = run_python(
+        _SETUP
+        + """
+import atexit
+server, client = everything(default_node())
+begun, told = threading.Event(), threading.Event()
+def fail():
+    begun.wait()
+    raise ValueError("of the thread's own")
+thread = threading.Thread(target=fail, daemon=True)
+thread.start()
+def last():
+    begun.set()
+    thread.join()
+# What is registered first is called last.
+atexit._run_exitfuncs()
+last()
+"""
+    )
+    assert ended.returncode == 0
+    assert ended.stderr.count("Traceback") == 1
+    assert "ValueError: of the thread's own" in ended.stderr
 
 
 @pytest.mark.parametrize("program", ["used", "a future outstanding", "a thread that calls"])
