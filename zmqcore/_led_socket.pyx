@@ -14,7 +14,7 @@ cimport cython
 from libc.stdint cimport int64_t
 
 from zmqcore._frame cimport release_sent_buffers, sent_buffers_returned
-from zmqcore._socket cimport NEVER, Waiter, Wakes, now_ns, wakes_move, wakes_owe, wakes_pay
+from zmqcore._socket cimport NEVER, Waiter, Wakes, now_ns, wakes_move, wakes_owe, wakes_settle
 
 __all__ = ["LedSocket"]
 
@@ -169,7 +169,7 @@ cdef class LedSocket:
             self._promote()
         wakes_move(&self.owed, &owed)
         self.shared.leave()
-        wakes_pay(&owed)
+        wakes_settle(&owed)
         try:
             release_sent_buffers()
             self.call_back(due)

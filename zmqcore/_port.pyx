@@ -1021,8 +1021,7 @@ cdef class Port(Answerer):
         if close_now:
             self.outbox.close()
             self.waiter = None      # its eventfd goes too, however long somebody keeps the port or a request
-            socket, self.shared.socket = self.shared.socket, None
-            socket.close()
+            self.shared.take_socket().close()
             for path, inode in self.socket_files:
                 _remove(path, inode)
         return 0

@@ -28,26 +28,28 @@ cdef int gc_resume(int was_on) noexcept
 cdef enum:
     MOST_WAKES = 64
 
-# Whom to wake a little later: the descriptors of Waiters, which live as long as the process.
+# Whom to wake a little later: Waiters, each one *owned*, so that its descriptor is open until it has been woken.
 cdef struct Wakes:
     int n
-    int[64] fds
+    int n_paid                  # of these, the first so many have been woken
+    void *waiters[64]
 
 cdef int wait_without_gil(int read_fd, int64_t deadline) noexcept nogil
 cdef int wake_by(int write_fd) noexcept nogil
 cdef int wakes_owe(Wakes *wakes, Waiter waiter) noexcept
 cdef int wakes_move(Wakes *source, Wakes *target) noexcept
 cdef int wakes_pay(Wakes *wakes) noexcept nogil
+cdef int wakes_settle(Wakes *wakes) noexcept
 
 cdef class Waiter:
     cdef int read_fd
     cdef int write_fd
     cdef Wakes owed
     cdef bint over              # what it waits for is there; belongs to who uses that
+    cdef uint64_t generation    # fork_generation() when it was made
     cdef int wake_owed(self) noexcept nogil
     cdef int wait(self, int fd, int64_t deadline, int64_t spin_ns) except -1
     cdef int wake(self) noexcept nogil
-    cdef int forget(self) noexcept
 
 cdef Waiter waiter_borrow()
 cdef int waiter_return(Waiter waiter) except -1
@@ -78,6 +80,7 @@ cdef class SharedSocket:
     cdef SpinScore spin_shared          # ... and on all that share it
     cdef int64_t spin_asked             # when spin_budget() was called last
     cdef readonly int64_t spin_ns
+    cdef bint counted                   # among the open ones
     cdef int enter(self) except -1
     cdef int leave(self) noexcept
     cdef int read_events(self) except -1
@@ -87,4 +90,7 @@ cdef class SharedSocket:
     cdef int receive_rest(self, zc_msg_t *message) except -1
     cdef int64_t spin_budget(self) noexcept
     cdef bint spin_result(self, int64_t budget, int64_t began, bint received) noexcept
+    cdef int _count(self) noexcept
+    cdef int _count_out(self) noexcept
+    cdef object take_socket(self)
     cdef int close_socket(self) except -1

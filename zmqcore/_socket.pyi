@@ -3,7 +3,7 @@ from typing import Self, final
 import zmq
 from typing_extensions import disjoint_base
 
-__all__ = ["check_liveness", "generation", "waiters"]
+__all__ = ["check_liveness", "generation", "open_sockets", "waiters"]
 
 @final
 class Waiter:
@@ -28,4 +28,5 @@ class SharedSocket:
 
 def check_liveness(seconds: float) -> None: ...
 def generation() -> int: ...
+def open_sockets() -> int: ...
 def waiters() -> dict[str, int]: ...

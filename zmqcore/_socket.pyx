@@ -21,6 +21,7 @@ import zmq
 
 cimport cython
 from cpython.exc cimport PyErr_CheckSignals
+from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport INT64_MAX, int64_t, uint64_t
 from libc.string cimport memcpy
@@ -191,7 +192,7 @@ cdef extern from *:
     void zc_wake_clear(int) noexcept nogil
     int zc_wait(int fd, int wake_fd, int64_t deadline, int64_t spin_ns) noexcept nogil
 
-__all__ = ["check_liveness", "generation", "waiters"]
+__all__ = ["check_liveness", "generation", "open_sockets", "waiters"]
 
 NEVER = INT64_MAX
 
@@ -199,8 +200,16 @@ NEVER = INT64_MAX
 cdef double _LONGEST_SECONDS = 4.6e9
 
 cdef uint64_t _generation = 1
+
+# How many idle Waiters are kept at most. An eventfd costs 2 µs, and as many threads as wait at a time seldom end their
+# waits together.
+cdef enum:
+    MOST_IDLE = 16
+
+cdef cython.pymutex _counting   # guards the next three; nothing else happens under it
 cdef list _idle_waiters = []
 cdef int64_t _open_waiters = 0
+cdef int64_t _open_sockets = 0  # as long as there is none, no Waiter is kept
 
 
 cdef int64_t now_ns() noexcept nogil:
@@ -255,13 +264,11 @@ def generation() -> int:
 
 
 def _after_fork_in_child():
-    global _generation, _idle_waiters, _open_waiters
+    global _generation, _idle_waiters, _open_waiters, _open_sockets
     _generation += 1
     # The inherited eventfds are the parent's too: to write to one would wake the parent.
-    for waiter in _idle_waiters:
-        (<Waiter>waiter).forget()
     _idle_waiters = []
-    _open_waiters = 0
+    _open_waiters = _open_sockets = 0
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
@@ -328,23 +335,23 @@ cdef class Waiter:
     """
 
     def __cinit__(self):
+        global _open_waiters
         self.read_fd = self.write_fd = -1
         if zc_wake_open(&self.read_fd, &self.write_fd) != 0:
             raise_errno(errno, "cannot open an eventfd to wait on")
-        global _open_waiters
+        self.generation = _generation
+        _counting.acquire()
         _open_waiters += 1
+        _counting.release()
 
     def __dealloc__(self):
         global _open_waiters
-        if self.read_fd >= 0:
+        wakes_settle(&self.owed)
+        zc_wake_close(self.read_fd, self.write_fd)
+        if self.read_fd >= 0 and self.generation == _generation:
+            _counting.acquire()
             _open_waiters -= 1
-        zc_wake_close(self.read_fd, self.write_fd)
-
-    cdef int forget(self) noexcept:
-        """Close the eventfd of a Waiter that nobody will use again."""
-        zc_wake_close(self.read_fd, self.write_fd)
-        self.read_fd = self.write_fd = -1
-        return 0
+            _counting.release()
 
     cdef int wait(self, int fd, int64_t deadline, int64_t spin_ns) except -1:
         """Wait until ``fd`` (-1: none) is readable, wake() is called, or ``deadline``. Releases the GIL.
@@ -352,18 +359,22 @@ cdef class Waiter:
         Returns WAIT_* bits. Runs signal handlers; what one raises is raised here.
         """
         cdef int result = 0
-        if spin_ns > 0:
-            with nogil:
-                self.wake_owed()
-                result = zc_wait(fd, self.read_fd, min(deadline, zc_now_ns() + spin_ns), spin_ns)
-        if result == 0:
-            # A signal that came before poll(2) does not interrupt it.
-            PyErr_CheckSignals()
-            with nogil:
-                self.wake_owed()
-                result = zc_wait(fd, self.read_fd, deadline, 0)
-        if result & WAIT_INTERRUPTED:
-            PyErr_CheckSignals()
+        try:
+            if spin_ns > 0:
+                with nogil:
+                    self.wake_owed()
+                    result = zc_wait(fd, self.read_fd, min(deadline, zc_now_ns() + spin_ns), spin_ns)
+            if result == 0:
+                # A signal that came before poll(2) does not interrupt it.
+                PyErr_CheckSignals()
+                with nogil:
+                    self.wake_owed()
+                    result = zc_wait(fd, self.read_fd, deadline, 0)
+            if result & WAIT_INTERRUPTED:
+                PyErr_CheckSignals()
+        finally:
+            if self.owed.n:
+                wakes_settle(&self.owed)
         return result
 
     cdef int wake(self) noexcept nogil:
@@ -372,7 +383,7 @@ cdef class Waiter:
 
     cdef int wake_owed(self) noexcept nogil:
         """Wake those whom this thread was to wake as soon as it has let go of the GIL, which they need."""
-        if self.owed.n:
+        if self.owed.n_paid < self.owed.n:
             wakes_pay(&self.owed)
         return 0
 
@@ -391,46 +402,71 @@ cdef int wake_by(int write_fd) noexcept nogil:
 cdef int wakes_owe(Wakes *wakes, Waiter waiter) noexcept:
     """Have ``waiter`` woken by wakes_pay(); by then it may wait for something else, which does no harm."""
     if wakes.n == MOST_WAKES:
-        wakes_pay(wakes)
-    wakes.fds[wakes.n] = waiter.write_fd
+        wakes_settle(wakes)
+    Py_INCREF(waiter)
+    wakes.waiters[wakes.n] = <void *>waiter
     wakes.n += 1
     return 0
 
 
 cdef int wakes_move(Wakes *source, Wakes *target) noexcept:
+    """Make ``target``, which is settled, owe what ``source`` does."""
     target.n = source.n
-    memcpy(target.fds, source.fds, source.n * sizeof(int))
-    source.n = 0
+    target.n_paid = source.n_paid
+    memcpy(target.waiters, source.waiters, source.n * sizeof(void *))
+    source.n = source.n_paid = 0
     return 0
 
 
 cdef int wakes_pay(Wakes *wakes) noexcept nogil:
-    cdef int i
-    for i in range(wakes.n):
-        zc_wake_write(wakes.fds[i])
-    wakes.n = 0
+    """Wake them, best without the GIL; afterwards wakes_settle()."""
+    while wakes.n_paid < wakes.n:
+        zc_wake_write((<Waiter>wakes.waiters[wakes.n_paid]).write_fd)
+        wakes.n_paid += 1
+    return 0
+
+
+cdef int wakes_settle(Wakes *wakes) noexcept:
+    """Wake who has not been woken yet, and let go of all of them."""
+    cdef int i, n
+    wakes_pay(wakes)
+    n, wakes.n, wakes.n_paid = wakes.n, 0, 0
+    for i in range(n):
+        Py_DECREF(<Waiter>wakes.waiters[i])
     return 0
 
 
 cdef Waiter waiter_borrow():
-    """Return an idle Waiter, or a new one. Their number is that of the threads that waited at the same time."""
-    cdef Waiter waiter
-    try:
+    """Return an idle Waiter, or a new one."""
+    cdef Waiter waiter = None
+    _counting.acquire()
+    if _idle_waiters:
         waiter = <Waiter>_idle_waiters.pop()
-    except IndexError:
+    _counting.release()
+    if waiter is None:
         return Waiter()
     waiter.over = False
     return waiter
 
 
 cdef int waiter_return(Waiter waiter) except -1:
-    _idle_waiters.append(waiter)
+    """Keep ``waiter`` for the next thread that waits, if there may be one soon; else it goes with who still owes it."""
+    _counting.acquire()
+    if _open_sockets and len(_idle_waiters) < MOST_IDLE:
+        _idle_waiters.append(waiter)
+    _counting.release()
     return 0
 
 
 def waiters() -> dict[str, int]:
-    """Return how many eventfds for waiting threads are open, and how many of them are idle."""
+    """Return how many eventfds for waiting threads are open, and how many of them are idle: 16 at most, and none while
+    no socket is open."""
     return {"open": _open_waiters, "idle": len(_idle_waiters)}
+
+
+def open_sockets() -> int:
+    """Return how many channels and ports hold a socket."""
+    return _open_sockets
 
 
 @cython.final
@@ -514,6 +550,32 @@ cdef class SharedSocket:
         self.generation = _generation
         self.spin_ns = <int64_t>(spin_seconds * 1e9)
         self.spin_shared = SpinScore() if spin_shared is None else spin_shared
+        self._count()
+
+    cdef int _count(self) noexcept:
+        global _open_sockets
+        if not self.counted:
+            self.counted = True
+            _counting.acquire()
+            _open_sockets += 1
+            _counting.release()
+        return 0
+
+    cdef int _count_out(self) noexcept:
+        """With the last socket of the process the idle Waiters go."""
+        global _open_sockets, _idle_waiters
+        cdef list idle = None
+        if self.counted and self.generation == _generation:
+            self.counted = False
+            _counting.acquire()
+            _open_sockets -= 1
+            if _open_sockets == 0:
+                idle, _idle_waiters = _idle_waiters, []
+            _counting.release()
+        return 0
+
+    def __dealloc__(self):
+        self._count_out()
 
     cdef int enter(self) except -1:
         """Take the lock. Until leave() the garbage collector rests where it could run at any allocation."""
@@ -617,10 +679,16 @@ cdef class SharedSocket:
         shared.score = max(0, min(shared.score + change, 8))
         return True
 
-    cdef int close_socket(self) except -1:
-        """Close the socket, dropping what has not been sent. Nobody may wait on ``fd``; the lock is not held."""
+    cdef object take_socket(self):
+        """Return the socket, if there is one, for the caller to close: nobody uses it any more."""
         socket, self.socket = self.socket, None
         self.handle = NULL
+        self._count_out()
+        return socket
+
+    cdef int close_socket(self) except -1:
+        """Close the socket, dropping what has not been sent. Nobody may wait on ``fd``; the lock is not held."""
+        socket = self.take_socket()
         if socket is not None and self.generation == _generation:
             try:
                 socket.close(linger=0)

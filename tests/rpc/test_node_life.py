@@ -268,6 +268,41 @@ def test_close_while_a_server_starts(
     assert make_node(registry).matchmaker.members("t").members == ()
 
 
+def test_close_leaves_no_descriptor_by_which_threads_waited(run_python: RunPython) -> None:
+    """While sockets are open a few are kept for the next who wait; those who wait until the end leave theirs behind."""
+    ended = run_python(
+        _SETUP
+        + """
+from zmqcore._socket import open_sockets, waiters
+
+def eventfds():
+    return sum("eventfd" in os.readlink(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd")[:-1])
+
+node = Node("memory://x")
+before = eventfds()
+server, client = everything(node)
+gate = threading.Barrier(41)
+def call():
+    client.call("sleep", 0.05)
+    gate.wait()
+    try: client.prepare(timeout=None).call("sleep", 600.0)
+    except Exception: pass
+threads = [threading.Thread(target=call) for _ in range(40)]
+for thread in threads: thread.start()
+gate.wait()
+print(waiters()["idle"] <= 16, open_sockets())
+(channel,) = node.pool.channels()
+while channel.stats()["outstanding_calls"] < 40: time.sleep(0.001)
+node.close(0.1)
+for thread in threads: thread.join()
+print(waiters(), open_sockets(), eventfds() - before, flush=True)
+os._exit(0)
+"""
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout == "True 2\n{'open': 0, 'idle': 0} 0 0\n"
+
+
 def test_a_context_of_ones_own_stays_open(registry: str) -> None:
     with zmq.Context() as context:
         with Node(registry, context=context) as one, Node(registry, context=context) as two:
