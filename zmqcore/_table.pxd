@@ -93,6 +93,7 @@ cdef class Table:
     cdef uint64_t left[10]          # by Cause
     cdef int64_t waited_ns, waited_most_ns
     cdef list wait_histogram
+    cdef dict counted               # MESSAGES of the channels that have gone; replaced as a whole
 
     cdef int enter(self) except -1
     cdef int leave(self) except -1

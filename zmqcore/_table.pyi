@@ -1,4 +1,5 @@
-__all__ = ["CAUSES", "WAIT_BUCKETS"]
+__all__ = ["CAUSES", "MESSAGES", "WAIT_BUCKETS"]
 
 CAUSES: tuple[str, ...]
+MESSAGES: tuple[str, ...]
 WAIT_BUCKETS: tuple[float, ...]

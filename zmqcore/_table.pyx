@@ -36,7 +36,7 @@ from zmqcore._socket cimport coarse_now_ns, gc_pause, gc_resume, now_ns, waiter_
 
 from zmqcore import errors
 
-__all__ = ["CAUSES", "WAIT_BUCKETS"]
+__all__ = ["CAUSES", "MESSAGES", "WAIT_BUCKETS"]
 
 # A draining channel is mostly clean within a round trip. For so long, in ns, it counts as a place that will be free;
 # after that the next one in line is evicted as well. Also how often the first in the queue looks after them.
@@ -64,6 +64,13 @@ WAIT_BUCKETS = (0.0001, 0.001, 0.01, 0.1, 1.0, 10.0)
 CAUSES = (
     "evicted_clean", "evicted_draining", "expired_idle", "expired_lifetime", "lost", "goodbyes", "dead", "abandoned",
     "failed", "closed",
+)
+
+#: What of Channel.stats() is summed up for all channels, those that have gone included: all that only grows.
+MESSAGES = (
+    "calls", "casts", "replies", "items", "late_replies", "garbage", "timeouts", "cancelled", "lost", "window_waits",
+    "sent_bytes", "received_bytes", "accepted", "sent_again", "finished", "retain_waits", "undelivered", "batches",
+    "batched",
 )
 
 
@@ -143,6 +150,7 @@ cdef class Table:
         self.making = {}
         self.failures = {}
         self.wait_histogram = [0] * (len(WAIT_BUCKETS) + 1)
+        self.counted = dict.fromkeys(MESSAGES, 0)
         # With a clock of a test's own what varies by chance is the same in each run.
         self.chance = <uint64_t>now_ns() ^ (<uint64_t>os.getpid() << 32) | 1 if clock is None else 1
 
@@ -384,6 +392,7 @@ cdef class Table:
             if slot.fd >= 0 and self.fds.is_open(slot.fd):
                 still.append(slot)
             else:
+                self.counted = _sum(self.counted, slot.channel.stats())
                 slot.stage = STAGE_GONE
                 slot.channel = None     # or the two would keep each other until the garbage is collected
                 self.total -= 1
@@ -639,7 +648,9 @@ cdef class Table:
     cdef dict stats(self):
         """Return what ChannelPool.stats() says. Takes the lock."""
         cdef Slot slot
+        cdef Channel channel
         cdef int i
+        cdef list channels = []
         connecting = 0
         self.enter()
         try:
@@ -647,8 +658,12 @@ cdef class Table:
             for slots in self.slots.values():
                 for slot in slots:      # no comprehension: its variables would be untyped, and the fields are C's
                     connecting += slot.stage == STAGE_CONNECTING
+            for slot in self.everything():
+                if slot.channel is not None:
+                    channels.append(slot.channel)
+            counted = self.counted
             leaving = len(self.draining) + len(self.closing)
-            return {
+            stats = {
                 "max_sockets": self.max_sockets,
                 "open": self.total,
                 "connecting": connecting,
@@ -678,3 +693,13 @@ cdef class Table:
             }
         finally:
             self.leave()
+        # There may be thousands: not under the lock.
+        for channel in channels:
+            counted = _sum(counted, channel.stats())
+        stats["messages"] = counted
+        return stats
+
+
+cdef dict _sum(dict counted, dict stats):
+    """Return ``counted`` with what a channel has counted added to it."""
+    return {name: counted[name] + stats[name] for name in MESSAGES}

@@ -244,7 +244,15 @@ class Node:
         self._owned.add(thing)
 
     def stats(self) -> dict[str, Any]:
-        """Return what the node holds and has counted, as a JSON-able dict."""
+        """Return what the node holds and has counted, as a JSON-able dict.
+
+        ``channels``, by endpoint: of those that are open now; with several to one endpoint, their sums.
+        """
+        channels: dict[str, dict[str, int]] = {}
+        for channel in self.pool.channels():
+            others = channels.get(channel.endpoint, {})
+            counted = channel.stats()
+            channels[channel.endpoint] = {name: n + others.get(name, 0) for name, n in counted.items()}
         return {
             "identity": self.identity,
             "host": self.host,
@@ -252,7 +260,7 @@ class Node:
             "matchmaker": self.matchmaker.url,
             "pool": self.pool.stats(),
             "accepted": self.redelivery.stats(),
-            "channels": {channel.endpoint: channel.stats() for channel in self.pool.channels()},
+            "channels": channels,
             "buffers": pinned(),
             "waiters": waiters(),
         }

@@ -45,7 +45,7 @@ def test_tables_for_people(shop: Shop) -> None:
     assert "node.pool.evicted_clean" not in summary.out
     everything = shop.run("stats", "inventory", "--no-json", "--all")
     assert everything.code == 0
-    for figure in ("handled", "port.garbage", "node.pool.evicted_clean", "node.pool.wait_seconds.more"):
+    for figure in ("handled", "port.garbage", "node.pool.evicted_clean", "node.pool.messages.late_replies"):
         assert any(line.split()[:1] == [figure] for line in everything.out.splitlines()), figure
 
 

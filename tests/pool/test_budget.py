@@ -105,6 +105,57 @@ def test_the_cap_is_hard(make_pool: MakePool, context: zmq.Context[Any], far_pro
     assert pool.stats()["open"] == 0
 
 
+def test_what_channels_have_counted_stays_when_they_go(make_pool: MakePool, far: Far) -> None:
+    pool = make_pool(max_sockets=2)
+    channel = pool.acquire(far.endpoint(0))
+    assert set(pool.stats()["messages"]) == set(channel.stats()) - {
+        "outstanding_calls", "window_messages", "window_bytes", "retained", "retained_bytes",
+    }  # fmt: skip
+    far.reading.clear()
+    channel.submit(b"topic", "method", b"x", None, b"", 0, PATIENCE, None).cancel()
+    far.reading.set()
+    until(lambda: call(channel) == b"ok" and channel.stats()["late_replies"] == 1)
+    calls = channel.stats()["calls"]
+    pool.release(channel)
+    for i in range(1, 10):
+        channel = pool.acquire(far.endpoint(i))
+        assert call(channel) == b"ok"
+        pool.release(channel)
+        counted = pool.stats()["messages"]
+        assert counted["calls"] == calls + i
+        assert counted["replies"] == counted["calls"] - 1
+        assert (counted["late_replies"], counted["cancelled"]) == (1, 1)
+    before = pool.stats()["messages"]
+    pool.close()
+    assert pool.stats()["open"] == 0
+    assert pool.stats()["messages"] == before
+
+
+def test_holders_of_many_threads(make_pool: MakePool, far: Far) -> None:
+    """Whoever begins to wait asks all of them, those that have gone excepted."""
+
+    class Holder:
+        asked = 0
+
+        def give_way(self) -> None:
+            self.asked += 1
+
+    pool = make_pool(max_sockets=1)
+    kept = [Holder() for _ in range(80)]
+
+    def add(k: int) -> None:
+        for holder in kept[k::8]:
+            pool.add_holder(holder)
+            pool.add_holder(Holder())
+
+    in_threads(8, add)
+    channel = pool.acquire(far.endpoint(0))
+    with pytest.raises(PoolExhausted):
+        pool.acquire(far.endpoint(1), 0.01)
+    pool.release(channel)
+    assert {holder.asked for holder in kept} == {1}
+
+
 class FarProcess:
     """As Far, in a process of its own: so that the descriptors of the accepting side are not ours."""
 

@@ -325,6 +325,28 @@ def test_stats_are_plain_data(serve: Callable[..., Server], connect: Callable[..
     assert server.stats()["workers"] == 4
 
 
+def test_stats_of_several_connections_to_one_endpoint(
+    serve: Callable[..., Server], make_node: Callable[..., Node], registry: str, running: Running
+) -> None:
+    """Their figures are summed up, and stay in the pool's when they are closed."""
+    gate = threading.Event()
+    server = serve("t", {"wait": lambda: gate.wait(PATIENCE)}, workers=3, bind="tcp://127.0.0.1:*")
+    node = make_node(registry, max_sockets_per_endpoint=3)
+    client = Client("t", node=node, timeout=PATIENCE, connect=server.endpoints)
+    calls = [running(client.call, "wait") for _ in range(3)]
+    until(lambda: sum(each["calls"] for each in node.stats()["channels"].values()) == 3)
+    stats = node.stats()
+    assert stats["pool"]["open"] == 3
+    assert stats["pool"]["messages"]["calls"] == 3
+    [channel] = stats["channels"].values()
+    assert channel["outstanding_calls"] == 3
+    gate.set()
+    for each in calls:
+        each.result()
+    node.close()
+    assert node.pool.stats()["messages"]["replies"] == 3
+
+
 # -- the end of the process -------------------------------------------------------------------------------------
 
 _SETUP = """
