@@ -9,7 +9,7 @@ from zmqcore._table cimport Slot
 cdef class ChannelPool(Lifecycle):
     cdef object __weakref__
     cdef object clock
-    cdef object holders             # a WeakSet; None if there are none
+    cdef dict holders               # weak references; the values are None
     cdef readonly Py_ssize_t max_sockets_per_endpoint, max_waiting
     cdef int64_t acquire_timeout_ns
     cdef set pinned

@@ -99,6 +99,7 @@ cdef class ChannelPool(Lifecycle):
         self.probe = probe
         self.maintenance = maintenance
         self.clock = clock
+        self.holders = {}
         self.pinned = set()
         self.table = self._new_table()
         _pools.add(self)
@@ -331,9 +332,12 @@ cdef class ChannelPool(Lifecycle):
         It keeps channels while nothing is outstanding on them, and gives those back then. Called by any thread, outside
         any lock. A forked child forgets the holders.
         """
-        if self.holders is None:
-            self.holders = weakref.WeakSet()
-        self.holders.add(holder)
+        cdef dict holders = self.holders
+        # By single operations, each of them atomic: no lock could be held here, as a holder's end may be user code.
+        for reference in holders.copy():
+            if reference() is None:
+                holders.pop(reference, None)
+        holders[weakref.ref(holder)] = None
 
     @property
     def waiting(self) -> int:
@@ -452,9 +456,11 @@ cdef class ChannelPool(Lifecycle):
         cdef bint closed = False
         cdef Slot slot = None
         try:
-            if table.waiting and self.holders is not None:
-                for holder in list(self.holders):
-                    holder.give_way()
+            if table.waiting:
+                for reference in self.holders.copy():
+                    holder = reference()
+                    if holder is not None:
+                        holder.give_way()
             while not turn.awake:
                 self._pump()
                 if turn.awake:
@@ -503,7 +509,7 @@ cdef class ChannelPool(Lifecycle):
 
         open = connecting + idle + in_use + draining + closing <= max_sockets. opened + revived is the sum of the first
         three and of all causes of leaving: evicted_* to closed. acquired is what acquire() and acquire_open() have
-        returned.
+        returned. messages holds the sums of what all channels have counted, those that have gone included.
         """
         return self.table.stats()
 
@@ -564,7 +570,7 @@ cdef class ChannelPool(Lifecycle):
             self.table.fds.close()      # the child's copy of the descriptor
         self.table = self._new_table()
         self.table.closed = closed
-        self.holders = None
+        self.holders = {}
 
 _pools = weakref.WeakSet()
 _inherited = []
