@@ -84,6 +84,8 @@ from zmqcore.errors import BadArguments, PayloadTooLarge, ProtocolError, Zmqcore
 
 __all__ = ["Codec", "Limits", "MsgpackCodec", "get_codec", "register_codec"]
 
+MAX_BUFFERS = 0xFFFF  # the envelope's field for their number has 16 bits
+
 EXT_TIME = -1
 EXT_ARRAY = 2
 EXT_ARRAY_OUT = 3
@@ -120,7 +122,7 @@ class Limits:
     * ``message_bytes``: the size of body and buffers together;
     * ``depth``: containers within containers, the array of ``args`` and ``kwargs`` included; at most 512;
     * ``elements``: values, containers and map keys together; bytes or a whole array are one;
-    * ``buffers``: the number of out-of-band buffers;
+    * ``buffers``: the number of out-of-band buffers; at most 65,535;
     * ``inline_bytes``: a buffer of this size or larger goes out of band. For the sender only.
 
     Each is at least 1. Raises ``BadArguments`` for anything else.
@@ -139,8 +141,10 @@ class Limits:
                 raise BadArguments(f"the limit {name} must be a positive int, not {value!r}")
         if self.depth > MAX_DEPTH:
             raise BadArguments(f"the limit depth is {self.depth}, but more than {MAX_DEPTH} is not supported")
-        if self.buffers >= 1 << 32:
-            raise BadArguments(f"the limit buffers is {self.buffers}, but the wire has 32 bits for an index")
+        if self.buffers > MAX_BUFFERS:
+            raise BadArguments(
+                f"the limit buffers is {self.buffers}, but a message has {MAX_BUFFERS} at most"
+            )
 
 
 @runtime_checkable

@@ -623,7 +623,7 @@ def test_the_receiver_keeps_its_own_limits() -> None:
         {"depth": 513},
         {"elements": -1},
         {"message_bytes": 1.5},
-        {"buffers": 1 << 32},
+        {"buffers": 65_536},
         {"inline_bytes": 0},
         {"inline_bytes": 1 << 63},
     ],
