@@ -40,6 +40,8 @@ cdef class Channel(Requester):
     cdef bint parted            # ... and has been told that we have everything
     cdef bint retired           # it is to close: see retire()
     cdef bytes instance         # of the port at the other end; None before its hello
+    cdef bytes hello            # the body of ours; None if we take what is assumed
+    cdef uint64_t hello_id      # the number under which it was sent last; 0 if it was not
 
     cdef Window window          # what has been sent and not yet acknowledged
     cdef object senders         # deque of Turn: who waits for a connection or for room in the window
@@ -120,7 +122,10 @@ cdef class Channel(Requester):
     cdef int _raise_no_room(self, int64_t started, bint retains) except -1
     cdef int _take(self, zc_msg_t *message) except -1
     cdef int _take_envelope(self, Envelope envelope) except -1
-    cdef int _refuse(self, uint64_t id) except -1
+    cdef int _open(self) except -1
+    cdef bint _say_hello(self) except -1
+    cdef int _refuse(self, const Header *header, int outcome, str problem) except -1
+    cdef int _refuse_for_size(self, Envelope envelope) except -1
     cdef int _take_buffers(self, Envelope envelope, zc_msg_t *message) except -1
     cdef int _hello(self, Envelope envelope) except -1
     cdef int _part(self) except -1

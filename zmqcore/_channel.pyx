@@ -8,6 +8,11 @@ the fd wakes: no monitor is needed) everything outstanding fails with PeerLost a
 closes it, and the pool makes a fresh one. Should libzmq reconnect before anybody has looked, the port's hello tells:
 it names the first message it has seen, and everything before that was lost.
 
+What the channel takes, if that is not what is assumed, it says by a hello of its own: first on each connection, so that
+the port has it before any request. The port answers that by its hello as it does any first message. On a connection
+that was made again unnoticed it comes late, behind the port's hello; until then the port keeps to what is assumed, and
+libzmq takes that.
+
 A port that is to close says goodbye. The channel sends nothing new then, and once it has all its replies it answers:
 only then may the port close, because libzmq drops what has not been read when a connection breaks.
 
@@ -33,9 +38,10 @@ from libc.stddef cimport size_t
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from zmqcore._frame cimport (
-    FLAG_FLOW, FLAG_IDENTIFIED, HEADER_BYTES, IDENTITY_BYTES, KIND_ACK, KIND_CALL, KIND_CANCEL, KIND_CAST, KIND_ERROR,
-    KIND_GOODBYE, KIND_HELLO, KIND_ITEM, KIND_PING, KIND_PONG, KIND_REPLY, NO_DEADLINE, Envelope, Header, Parcel,
-    envelope_share, envelope_take, header_begin, parcel_close, parcel_copy, parcel_hurry, parcel_pack,
+    ASSUMED_BUFFERS, ASSUMED_BYTES, ENVELOPE_ROOM, FLAG_FLOW, FLAG_IDENTIFIED, HEADER_BYTES, IDENTITY_BYTES, KIND_ACK,
+    KIND_CALL, KIND_CANCEL, KIND_CAST, KIND_ERROR, KIND_GOODBYE, KIND_HELLO, KIND_ITEM, KIND_PING, KIND_PONG,
+    KIND_REPLY, NO_DEADLINE, Envelope, Header, Parcel, bytes_of, envelope_share, envelope_take, excess_of,
+    header_begin, hello_pack, hello_read, is_over, parcel_close, parcel_copy, parcel_hurry, parcel_pack,
     parcel_pack_control, parcel_send, parcel_set_id, parcel_set_remaining, parse_header, parse_part, part_take,
     release_sent_buffers,
 )
@@ -44,9 +50,10 @@ from zmqcore._libzmq cimport (
     ZMQ_IMMEDIATE, ZMQ_LINGER, ZMQ_RCVHWM, ZMQ_RECONNECT_IVL, ZMQ_RECONNECT_IVL_MAX, ZMQ_SNDHWM, libzmq, raise_errno,
     zc_msg_t,
 )
-from zmqcore._outbox cimport BATCH_BYTES, MOST_HELD_BYTES, Outbox
+from zmqcore._outbox cimport MOST_HELD_BYTES, Outbox
 from zmqcore._pending cimport (
-    OUTCOME_CLOSED, OUTCOME_DONE, OUTCOME_LOST, OUTCOME_MALFORMED, OUTCOME_WAITING, Pending, Requester,
+    OUTCOME_CLOSED, OUTCOME_DONE, OUTCOME_LOST, OUTCOME_MALFORMED, OUTCOME_TOO_LARGE, OUTCOME_WAITING, Pending,
+    Requester,
 )
 from zmqcore._retention cimport Lane, Retained, Retention
 from zmqcore._socket cimport (
@@ -75,15 +82,6 @@ cdef SpinScore _spin_shared = SpinScore()
 _STATE_NAMES = ("connecting", "open", "lost", "closed")
 
 
-cdef Py_ssize_t _sizes(list buffers) except -1:
-    """Return how many bytes ``buffers`` have together; 0 for None."""
-    cdef Py_ssize_t total = 0
-    if buffers is not None:
-        for buffer in buffers:
-            total += len(buffer) if isinstance(buffer, bytes) else memoryview(buffer).nbytes
-    return total
-
-
 cdef uint32_t remaining_ms(int64_t deadline) noexcept nogil:
     """Return how many ms are left until ``deadline``, as the header has it. At least 1: 0 would be expired."""
     cdef int64_t left
@@ -104,12 +102,13 @@ cdef class Turn:
 cdef class Channel(Requester):
     """Connect to ``endpoint`` with a DEALER socket of ``context``, without waiting for the connection.
 
-    ``window_messages`` and ``window_bytes`` bound what is sent and not yet acknowledged, ``max_bytes`` and
-    ``max_buffers`` one message in either direction. ``liveness`` is after how many seconds a peer that is stopped or
-    cut off is lost; one that is merely busy is not. ``spin`` is how long, in seconds, a wait polls without
-    blocking first. ``configure(socket)`` is called before connecting, e.g. to set keys. ``attention(channel)`` is
-    called, outside any lock, when a submitted request may end while nobody waits for it: who is responsible then
-    calls attend() until it returns None, at once whenever ``fd`` is readable unless the channel is ``unhurried``.
+    ``window_messages`` and ``window_bytes`` bound what is sent and not yet acknowledged, ``max_bytes`` of body and
+    buffers and ``max_buffers`` one message in either direction. ``liveness`` is after how many seconds a peer that
+    is stopped or cut off is lost; one that is merely busy is not. ``spin`` is how long, in seconds, a wait polls
+    without blocking first. ``configure(socket)`` is called before connecting, e.g. to set keys.
+    ``attention(channel)`` is called, outside any lock, when a submitted request may end while nobody waits for it: who
+    is responsible then calls attend() until it returns None, at once whenever ``fd`` is readable unless the channel is
+    ``unhurried``.
     ``undelivered(messages)`` is called, outside any lock, with the Retained that the channel has given up, in
     order; without it they are dropped.
 
@@ -136,7 +135,7 @@ cdef class Channel(Requester):
             set_option(handle, ZMQ_LINGER, 0)
             set_option(handle, ZMQ_RECONNECT_IVL, 20)
             set_option(handle, ZMQ_RECONNECT_IVL_MAX, 1000)
-            socket.setsockopt(zmq.MAXMSGSIZE, max(max_bytes, BATCH_BYTES))
+            socket.setsockopt(zmq.MAXMSGSIZE, max(max_bytes, ASSUMED_BYTES) + ENVELOPE_ROOM)
             limit_silence(handle, liveness, True)
             if configure is not None:
                 configure(socket)
@@ -150,6 +149,8 @@ cdef class Channel(Requester):
         self.created_ns = self.quiet_since = now_ns()
         self.max_bytes = max_bytes
         self.max_buffers = max_buffers
+        if (max_bytes, max_buffers) != (ASSUMED_BYTES, ASSUMED_BUFFERS):
+            self.hello = hello_pack(bytes(16), max_bytes, max_buffers)
         self.attention = attention
         self.retention = Retention(window_messages, window_bytes, undelivered)
         self.senders = deque()
@@ -299,6 +300,7 @@ cdef class Channel(Requester):
         cdef int64_t started = now_ns()
         cdef int64_t deadline = deadline_from(started, timeout)
         cdef Parcel parcel
+        cdef Header header
         cdef Pending pending = Pending.__new__(Pending)
         if retained is None or lane is None or retained.lane is None:
             raise TypeError("there is nothing to send, or no lane to send it on")
@@ -308,10 +310,10 @@ cdef class Channel(Requester):
         self.check()
         if self.instance is None and retained.parcel.n_bytes > UNANNOUNCED_BYTES:
             self.ping(timeout)
-        if retained.parcel.n_bytes > self.max_bytes or retained.parcel.n_parts > self.max_buffers:
+        parse_header(retained.parcel.header, libzmq.msg_size(&retained.parcel.head), &header)
+        if is_over(&header, retained.parcel.n_bytes, self.max_bytes) or header.n_buffers > self.max_buffers:
             raise errors.PayloadTooLarge(
-                f"message of {retained.parcel.n_bytes} bytes with {retained.parcel.n_parts} buffers; {self.endpoint}"
-                f" takes {self.max_bytes} and {self.max_buffers}")
+                f"{self.endpoint}: {excess_of(&header, retained.parcel.n_bytes, self.max_bytes, self.max_buffers)}")
         parcel_copy(&parcel, &retained.parcel)
         self.shared.enter()
         try:
@@ -535,7 +537,8 @@ cdef class Channel(Requester):
 
     @property
     def limits(self) -> tuple:
-        """The most that is sent in one message, as (bytes, buffers): ours or, after its hello, the port's if less."""
+        """The most that is sent in one message, as (bytes of body and buffers, buffers): ours or, after its hello, the
+        port's if less."""
         return (self.max_bytes, self.max_buffers)
 
     def stats(self) -> dict[str, int]:
@@ -586,7 +589,7 @@ cdef class Channel(Requester):
         self.check()
         if now_or_none and self.instance is None:
             return None
-        if self.instance is None and wait and body is not None and len(body) + _sizes(buffers) > UNANNOUNCED_BYTES:
+        if self.instance is None and wait and body is not None and len(body) + bytes_of(buffers) > UNANNOUNCED_BYTES:
             # The port may take less than we do, and libzmq would break the connection: first hear what it takes.
             self.look()
             if self.instance is None:
@@ -962,13 +965,28 @@ cdef class Channel(Requester):
             libzmq.msg_close(&message)
         if self.shared.writable and self.outbox.failed == 0:
             if self.state == STATE_CONNECTING:
-                self.state = STATE_OPEN
-                self._wake_sender()
+                self._open()
         elif self.state == STATE_OPEN:
             self._lose("the connection broke")
         if self.goodbye and not self.parted and self.state == STATE_OPEN and self.is_clean():
             self._part()
         return 0
+
+    cdef int _open(self) except -1:
+        """The connection is there. What we take goes first."""
+        self.state = STATE_OPEN
+        if self.hello is None or self._say_hello():
+            return self._wake_sender()
+        return self._lose("the connection broke")
+
+    cdef bint _say_hello(self) except -1:
+        """Tell the port what we take; return whether libzmq has it.
+
+        It is numbered like the next message, but does not count: a port that has seen nothing else on its connection
+        says so by answering to that number.
+        """
+        self.hello_id = self.window.sent_id + 1
+        return self._control(KIND_HELLO, self.hello_id, self.hello)
 
     cdef int _take(self, zc_msg_t *message) except -1:
         """Take one message, whose first part is ``message``: one envelope, or several."""
@@ -984,7 +1002,10 @@ cdef class Channel(Requester):
             while more:
                 self.shared.receive_rest(message)
                 more = libzmq.msg_more(message)
-            return self._refuse(0 if problem != NULL else header.id)
+            if problem == NULL:
+                return self._refuse(&header, OUTCOME_MALFORMED, "it has other buffers than it announces")
+            self.n_garbage += 1
+            return 0
         if header.n_bytes < n_bytes:
             while at < n_bytes:
                 parse_header(data + at, n_bytes - at, &header)
@@ -993,17 +1014,19 @@ cdef class Channel(Requester):
             return 0
         envelope = envelope_take(message, &header)
         if more:
-            if self._take_buffers(envelope, message) != envelope.header.n_buffers \
-                    or len(envelope.buffers) != envelope.header.n_buffers:
-                return self._refuse(header.id)
+            if self._take_buffers(envelope, message) != header.n_buffers:
+                return self._refuse(&header, OUTCOME_MALFORMED, "it has other buffers than it announces")
+            if len(envelope.buffers) != header.n_buffers:
+                return self._refuse_for_size(envelope)
         return self._take_envelope(envelope)
 
     cdef int _take_envelope(self, Envelope envelope) except -1:
         """Give an envelope that has come to whom it belongs."""
         cdef Header *header = &envelope.header
         cdef Pending pending
-        if envelope.n_bytes > self.max_bytes:
-            return self._refuse(header.id)
+        if envelope.n_bytes > self.max_bytes and is_over(header, envelope.n_bytes, self.max_bytes) \
+                and (header.kind == KIND_REPLY or header.kind == KIND_ERROR or header.kind == KIND_ITEM):
+            return self._refuse_for_size(envelope)
         self._acked(header.ack)
         if header.kind == KIND_REPLY or header.kind == KIND_ERROR or header.kind == KIND_PONG:
             pending = self.pending.pop(header.id, None)
@@ -1034,13 +1057,22 @@ cdef class Channel(Requester):
             self.n_garbage += 1
         return 0
 
-    cdef int _refuse(self, uint64_t id) except -1:
-        """What has come is no envelope, or over a limit. If it says for which request, that one ends here."""
-        cdef Pending pending = self.pending.pop(id, None)
+    cdef int _refuse(self, const Header *header, int outcome, str problem) except -1:
+        """Something has come that cannot be taken. It says for which request, which ends here."""
+        cdef Pending pending = self.pending.pop(header.id, None)
         self.n_garbage += 1
         if pending is not None:
-            self.finish(pending, OUTCOME_MALFORMED)
+            pending.problem = problem
+            self.finish(pending, outcome)
+            if header.kind == KIND_ITEM:
+                self.told_id = header.id
+                self._control(KIND_CANCEL, header.id)   # or it would wait for credit
         return 0
+
+    cdef int _refuse_for_size(self, Envelope envelope) except -1:
+        self._acked(envelope.header.ack)
+        return self._refuse(&envelope.header, OUTCOME_TOO_LARGE, excess_of(
+            &envelope.header, envelope.n_bytes, self.max_bytes, self.max_buffers))
 
     cdef int _take_buffers(self, Envelope envelope, zc_msg_t *message) except -1:
         """Receive the parts that follow ``envelope``'s first one; libzmq delivers them together. Return how many."""
@@ -1055,7 +1087,7 @@ cdef class Channel(Requester):
             n_parts += 1
             # Over a limit the rest is dropped part by part; nothing is kept.
             if len(buffers) < envelope.header.n_buffers and len(buffers) < self.max_buffers \
-                    and envelope.n_bytes <= self.max_bytes:
+                    and not is_over(&envelope.header, envelope.n_bytes, self.max_bytes):
                 buffers.append(part_take(message))
         envelope.buffers = buffers
         return n_parts
@@ -1063,17 +1095,20 @@ cdef class Channel(Requester):
     cdef int _hello(self, Envelope envelope) except -1:
         """The port has seen this connection's first message, number ``envelope.id``: earlier ones it never got."""
         cdef uint64_t first = envelope.header.id
+        cdef size_t max_bytes
+        cdef Py_ssize_t max_buffers
         cdef Pending pending
-        if envelope.header.body_bytes < 16 or first == 0 or first > self.window.sent_id:
+        if envelope.header.body_bytes < 16 or first == 0 \
+                or (first > self.window.sent_id and first != self.hello_id):
             self.n_garbage += 1
             return 0
         # Even what was taken: the port counts what is finished for each connection anew.
         self.retention.give_up(first)
         self._wake_first(self.acceptors)
         self.instance = bytes(envelope.body[:16])
-        if envelope.header.body_bytes >= 28:
-            self.max_bytes = min(self.max_bytes, int.from_bytes(envelope.body[16:24], "little"))
-            self.max_buffers = min(self.max_buffers, int.from_bytes(envelope.body[24:28], "little"))
+        if hello_read(envelope, &max_bytes, &max_buffers):
+            self.max_bytes = min(self.max_bytes, max_bytes)
+            self.max_buffers = min(self.max_buffers, max_buffers)
         if first - 1 > self.window.acked_id:
             self.n_lost += first - 1 - self.window.acked_id
             for number in [number for number in self.pending if number < first]:
@@ -1081,6 +1116,8 @@ cdef class Channel(Requester):
                 self.finish(pending, OUTCOME_LOST)
             self.lost_reason = "the connection broke and was made again"
             self._acked(first - 1)
+        if self.hello is not None and first != self.hello_id:
+            self._say_hello()       # it knows nothing of the one before
         return 0
 
     cdef int hear_nothing(self) except -1:

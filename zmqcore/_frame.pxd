@@ -29,6 +29,11 @@ cdef enum:
     IDENTITY_BYTES = 16
     NO_DEADLINE = 0xFFFFFFFF
     INITIAL_CREDIT = 32     # items that may be sent before the caller has granted any; part of the protocol
+    # The payload of a message is its body and buffers. Part of the protocol, too: what it may have besides, which is
+    # header, topic, method and metadata; and the payload that is assumed of who has not said what it takes.
+    ENVELOPE_ROOM = 1 << 18
+    ASSUMED_BYTES = 1 << 28
+    ASSUMED_BUFFERS = 1024
 
 cdef struct Header:
     uint8_t kind
@@ -59,6 +64,15 @@ cdef inline void header_begin(Header *header, int kind, int flags, uint64_t id) 
 cdef inline Py_ssize_t identity_bytes(const Header *header) noexcept nogil:
     """Return how many bytes of the metadata are the message's identity, and not the user's."""
     return IDENTITY_BYTES if header.flags & FLAG_IDENTIFIED else 0
+
+cdef inline size_t payload_bytes(const Header *header, size_t n_bytes) noexcept nogil:
+    """Return how many of a message's ``n_bytes`` are body and buffers."""
+    return n_bytes - HEADER_BYTES - header.topic_bytes - header.method_bytes - header.metadata_bytes
+
+cdef inline bint is_over(const Header *header, size_t n_bytes, size_t max_bytes) noexcept nogil:
+    """Whether a message of ``n_bytes`` has a payload of more than ``max_bytes``, or far too much besides."""
+    return n_bytes > max_bytes and (
+        payload_bytes(header, n_bytes) > max_bytes or n_bytes - max_bytes > ENVELOPE_ROOM)
 
 cdef struct Parcel:
     # A message on its way out. Owned by whoever packed it until parcel_send or parcel_close.
@@ -104,3 +118,8 @@ cdef Envelope envelope_of_stream(object pending, const Header *header)
 cdef Envelope envelope_take(zc_msg_t *head, const Header *header)
 cdef Envelope envelope_share(zc_msg_t *part, size_t at, const Header *header)
 cdef object part_take(zc_msg_t *part)
+cdef Py_ssize_t bytes_of(buffers) except -1
+cdef str excess_of(const Header *header, size_t n_bytes, size_t max_bytes, Py_ssize_t max_buffers)
+
+cdef bytes hello_pack(bytes instance, size_t max_bytes, size_t max_buffers)
+cdef bint hello_read(Envelope envelope, size_t *max_bytes, Py_ssize_t *max_buffers) noexcept

@@ -394,6 +394,37 @@ cdef Envelope envelope_share(zc_msg_t *part, size_t at, const Header *header):
     return envelope
 
 
+cdef str excess_of(const Header *header, size_t n_bytes, size_t max_bytes, Py_ssize_t max_buffers):
+    """Return what a message of ``n_bytes`` that was refused for a limit has, and what the limit is."""
+    cdef size_t payload = payload_bytes(header, n_bytes)
+    if payload <= max_bytes and header.n_buffers <= max_buffers:
+        return f"envelope of {n_bytes - payload} bytes besides the body; the limit is {ENVELOPE_ROOM}"
+    return (f"payload of {payload} bytes with {header.n_buffers} buffers; the limits are {max_bytes} and"
+            f" {max_buffers}")
+
+
+# -- hello: 16 bytes that name who says it, then what it takes: u64 bytes of a whole message, u32 buffers ---
+
+cdef bytes hello_pack(bytes instance, size_t max_bytes, size_t max_buffers):
+    """Return the body of a hello for a payload of at most ``max_bytes``, and so many buffers."""
+    cdef unsigned char told[12]
+    zc_store64(told, max_bytes + ENVELOPE_ROOM)
+    zc_store32(told + 8, <uint32_t>min(max_buffers, <size_t>0xFFFFFFFF))
+    return instance + told[:12]
+
+
+cdef bint hello_read(Envelope envelope, size_t *max_bytes, Py_ssize_t *max_buffers) noexcept:
+    """Set what the hello ``envelope`` says that a message may have; return False if it does not say that."""
+    cdef const unsigned char *at = envelope.data + envelope.header.n_bytes - envelope.header.body_bytes
+    cdef uint64_t told
+    if envelope.header.body_bytes < 28:
+        return False
+    told = zc_load64(at + 16)
+    max_bytes[0] = told - ENVELOPE_ROOM if told > ENVELOPE_ROOM else 0
+    max_buffers[0] = zc_load32(at + 24)
+    return True
+
+
 # -- writing ----------------------------------------------------------------------------------------------
 
 cdef inline void _store_header(unsigned char *data, const Header *header) noexcept nogil:
@@ -439,8 +470,8 @@ cdef int parcel_pack(
 
     ``header`` gives kind, flags, codec, id, ack and remaining_ms; the lengths are filled in. ``method`` is a str,
     ``body`` bytes-like, ``buffers`` a list of C-contiguous bytes-like objects or None. On success the caller owns
-    the parcel; on an error it is empty. Raises PayloadTooLarge over ``max_bytes`` in all or ``max_buffers``
-    buffers.
+    the parcel; on an error it is empty. Raises PayloadTooLarge over ``max_bytes`` of body and buffers together, over
+    ``max_buffers`` buffers, and for what has far too much besides.
     """
     cdef Py_ssize_t method_bytes, n_buffers = 0
     cdef const char *method_text = PyUnicode_AsUTF8AndSize(method, &method_bytes)
@@ -481,7 +512,13 @@ cdef int parcel_pack(
         if body_bytes > 0xFFFFFFFF:
             raise errors.PayloadTooLarge(f"body of {body_bytes} bytes; the limit is 4294967295")
         if size > max_bytes:
-            raise errors.PayloadTooLarge(f"message of {size} bytes; the limit is {max_bytes}")
+            if <size_t>body_bytes > max_bytes:
+                total = body_bytes + bytes_of(buffers)
+                raise errors.PayloadTooLarge(f"payload of {total} bytes; the limit is {max_bytes}")
+            if size - max_bytes > ENVELOPE_ROOM:
+                size -= body_bytes
+                raise errors.PayloadTooLarge(
+                    f"envelope of {size} bytes besides the body; the limit is {ENVELOPE_ROOM}")
         if libzmq.msg_init_size(&parcel.head, size) != 0:
             raise MemoryError(f"no memory for a message of {size} bytes")
         header.n_buffers = <uint16_t>n_buffers
@@ -505,17 +542,20 @@ cdef int parcel_pack(
     parcel.n_bytes = size
     if n_buffers:
         try:
-            _pack_buffers(parcel, buffers, n_buffers, max_bytes)
+            _pack_buffers(parcel, buffers, n_buffers, body_bytes, max_bytes)
         except BaseException:
             parcel_close(parcel)
             raise
     return 0
 
 
-cdef int _pack_buffers(Parcel *parcel, buffers, Py_ssize_t n_buffers, size_t max_bytes) except -1:
+cdef int _pack_buffers(
+    Parcel *parcel, buffers, Py_ssize_t n_buffers, size_t body_bytes, size_t max_bytes
+) except -1:
     """Append each of ``buffers`` to the parcel as a part that reads the exporter's own memory."""
     cdef zc_pin *pin
     cdef zc_msg_t *part
+    cdef size_t payload = body_bytes
     release_sent_buffers()
     parcel.parts = <zc_msg_t *>PyMem_RawMalloc(n_buffers * sizeof(zc_msg_t))
     if parcel.parts == NULL:
@@ -530,20 +570,29 @@ cdef int _pack_buffers(Parcel *parcel, buffers, Py_ssize_t n_buffers, size_t max
             PyMem_RawFree(pin)
             raise
         parcel.n_bytes += pin.view.len
+        payload += pin.view.len
         part = &parcel.parts[parcel.n_parts]
-        if parcel.n_bytes > max_bytes or libzmq.msg_init_data(
+        if payload > max_bytes or libzmq.msg_init_data(
                 part, pin.view.buf, pin.view.len, zc_return_pin, pin) != 0:
             PyBuffer_Release(&pin.view)
             PyMem_RawFree(pin)
-            if parcel.n_bytes > max_bytes:
-                total = parcel.n_bytes
-                raise errors.PayloadTooLarge(
-                    f"message of at least {total} bytes with its out-of-band buffers; the limit is {max_bytes}")
+            if payload > max_bytes:
+                payload = body_bytes + bytes_of(buffers)
+                raise errors.PayloadTooLarge(f"payload of {payload} bytes; the limit is {max_bytes}")
             raise MemoryError()
         zc_count(&zc_pinned_buffers, 1)
         zc_count(&zc_pinned_bytes, pin.view.len)
         parcel.n_parts += 1
     return 0
+
+
+cdef Py_ssize_t bytes_of(buffers) except -1:
+    """Return how many bytes ``buffers`` have together; 0 for None."""
+    cdef Py_ssize_t total = 0
+    if buffers is not None:
+        for buffer in buffers:
+            total += len(buffer) if isinstance(buffer, bytes) else memoryview(buffer).nbytes
+    return total
 
 
 cdef int release_sent_buffers() except -1:
@@ -683,7 +732,7 @@ def pack(
     """Return an envelope's message parts as bytes: the header part, then each of ``buffers`` (copied).
 
     Raises KeyError for an unknown ``kind``, OverflowError for a number that its field cannot hold, and
-    PayloadTooLarge over ``max_bytes`` in all.
+    PayloadTooLarge over ``max_bytes`` of body and buffers together.
     """
     cdef Parcel parcel
     cdef Header header

@@ -9,7 +9,7 @@ cimport cython
 from libc.errno cimport EAGAIN
 from libc.stddef cimport size_t
 
-from zmqcore._frame cimport Header, envelope_share, envelope_take, parse_header, parse_part, part_take
+from zmqcore._frame cimport Header, envelope_share, envelope_take, is_over, parse_header, parse_part, part_take
 from zmqcore._libzmq cimport libzmq
 from zmqcore._socket cimport SharedSocket
 
@@ -87,7 +87,7 @@ cdef class Inbox:
             envelope.n_bytes += libzmq.msg_size(&self.part)
             self.n_buffers += 1
             if len(buffers) < envelope.header.n_buffers and len(buffers) < self.max_buffers \
-                    and envelope.n_bytes <= self.max_bytes:
+                    and not is_over(&envelope.header, envelope.n_bytes, self.max_bytes):
                 buffers.append(part_take(&self.part))
         envelope.buffers = buffers
         return 0

@@ -16,10 +16,12 @@ cdef enum Outcome:
     OUTCOME_EXPIRED = 4
     OUTCOME_CANCELLED = 5
     OUTCOME_MALFORMED = 6
+    OUTCOME_TOO_LARGE = 7
 
 cdef class Pending:
     cdef readonly Requester channel
     cdef Envelope reply
+    cdef str problem            # what is wrong with what came, where that is the outcome
     cdef Waiter waiter          # of the thread that waits for it, if any
     cdef list joined            # Waiters of further threads that wait for it
     cdef object callback
@@ -35,7 +37,8 @@ cdef class Pending:
 cdef class Requester(LedSocket):
     cdef readonly str endpoint
     cdef str lost_reason
-    cdef size_t max_bytes       # of one message: ours, and once its hello has come no more than the port's
+    # Of body and buffers of one message: ours, and once its hello has come no more than the port's.
+    cdef size_t max_bytes
     cdef Py_ssize_t max_buffers
     cdef dict pending           # id -> Pending
     cdef Deadlines expiring     # of Pendings whose sender does not wait

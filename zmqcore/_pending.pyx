@@ -204,7 +204,7 @@ cdef class Pending:
             channel.unlock()
 
     def __repr__(self) -> str:
-        names = ("waiting", "done", "lost", "closed", "expired", "cancelled", "malformed")
+        names = ("waiting", "done", "lost", "closed", "expired", "cancelled", "malformed", "too large")
         return f"<Pending {self.id} on {self.channel.endpoint} {names[self.outcome]}>"
 
 
@@ -411,9 +411,10 @@ cdef class Requester(LedSocket):
             raise errors.PeerLost(
                 f"{self.endpoint}: {self.lost_reason} before the reply came; the request may have been executed")
         if pending.outcome == OUTCOME_MALFORMED:
-            raise errors.ProtocolError(
-                f"{self.endpoint} has answered by what is no envelope, or over the limits of {self.max_bytes} bytes and"
-                f" {self.max_buffers} buffers")
+            raise errors.ProtocolError(f"{self.endpoint} has answered by what cannot be read: {pending.problem}")
+        if pending.outcome == OUTCOME_TOO_LARGE:
+            raise errors.PayloadTooLarge(
+                f"{self.endpoint} has answered by more than this side takes: {pending.problem}")
         if pending.outcome == OUTCOME_CLOSED:
             raise errors.Closed(f"channel to {self.endpoint} was closed before the reply came")
         raise errors.Closed(f"request {pending.id} to {self.endpoint} was cancelled")

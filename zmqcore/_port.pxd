@@ -68,7 +68,7 @@ cdef class Port(Answerer):
     cdef int _notify(self) except -1
     cdef bytes _topic_of(self, Envelope envelope)
     cdef str _method_of(self, Envelope envelope)
-    cdef Request _refuse(self, Request request, size_t n_bytes)
+    cdef Request _refuse(self, Request request)
     cdef Peer _peer(self, zc_msg_t *routing_id)
     cdef int _count_taken(self, Peer peer, Header *header, size_t n_bytes) except -1
     cdef bint _is_duplicate(self, Request request) except -1

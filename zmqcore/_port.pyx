@@ -35,14 +35,15 @@ from libc.string cimport memcmp, memcpy
 
 from zmqcore._duplicates cimport Sender, Senders
 from zmqcore._frame cimport (
-    FLAG_FLOW, FLAG_IDENTIFIED, FLAG_PROMPT, HEADER_BYTES, INITIAL_CREDIT, KIND_ACK, KIND_CALL, KIND_CANCEL, KIND_CAST,
-    KIND_CREDIT, KIND_ERROR, KIND_FANOUT, KIND_GOODBYE, KIND_HELLO, KIND_ITEM, KIND_PING, KIND_PONG, KIND_REPLY,
-    NO_DEADLINE, Envelope, Header, Parcel, header_begin, parcel_close, parcel_pack, parcel_pack_control, parcel_send,
+    ASSUMED_BUFFERS, ASSUMED_BYTES, ENVELOPE_ROOM, FLAG_FLOW, FLAG_IDENTIFIED, FLAG_PROMPT, HEADER_BYTES,
+    INITIAL_CREDIT, KIND_ACK, KIND_CALL, KIND_CANCEL, KIND_CAST, KIND_CREDIT, KIND_ERROR, KIND_FANOUT, KIND_GOODBYE,
+    KIND_HELLO, KIND_ITEM, KIND_PING, KIND_PONG, KIND_REPLY, NO_DEADLINE, Envelope, Header, Parcel, excess_of,
+    header_begin, hello_pack, hello_read, is_over, parcel_close, parcel_pack, parcel_pack_control, parcel_send,
     parcel_set_ack, release_sent_buffers, sent_buffers_held,
 )
 from zmqcore._inbox cimport Inbox
 from zmqcore._libzmq cimport ZMQ_DONTWAIT, ZMQ_SNDMORE, libzmq, raise_errno, zc_msg_t
-from zmqcore._outbox cimport BATCH_BYTES, MOST_HELD_BYTES, Outbox
+from zmqcore._outbox cimport MOST_HELD_BYTES, Outbox
 from zmqcore._request cimport ACK_MESSAGES, Answerer, Peer, Request
 from zmqcore._socket cimport (
     NEVER, SharedSocket, Waiter, coarse_now_ns, deadline_after, fork_generation, handle_of, limit_silence, now_ns,
@@ -80,11 +81,11 @@ cdef inline bint _is_answer(const Header *header) noexcept nogil:
 cdef class Port(Answerer):
     """Bind a ROUTER socket of ``context`` to each of ``endpoints`` (``tcp://127.0.0.1:*`` takes a free port).
 
-    ``max_bytes`` and ``max_buffers`` bound one message in either direction; ``high_water`` is how many replies may
-    wait for one peer that does not read them before further ones are dropped and counted. After ``liveness`` seconds
-    or a little more a TCP peer that is cut off is disconnected. ``spin`` is how long, in
-    seconds, receive() polls without blocking first. ``configure(socket)`` is called before binding. Raises OSError
-    or zmq.ZMQError when an endpoint cannot be bound.
+    ``max_bytes`` of body and buffers and ``max_buffers`` bound one message in either direction, for a peer that takes
+    less its own limits do; ``high_water`` is how many replies may wait for one peer that does not read them before
+    further ones are dropped and counted. After ``liveness`` seconds or a little more a TCP peer that is cut off is
+    disconnected. ``spin`` is how long, in seconds, receive() polls without blocking first. ``configure(socket)`` is
+    called before binding. Raises OSError or zmq.ZMQError when an endpoint cannot be bound.
 
     receive() belongs to one thread at a time, everything else is thread-safe. A forked child cannot use it.
     """
@@ -104,7 +105,8 @@ cdef class Port(Answerer):
             socket.setsockopt(zmq.SNDHWM, high_water)
             socket.setsockopt(zmq.RCVHWM, high_water)
             socket.setsockopt(zmq.LINGER, 0)
-            socket.setsockopt(zmq.MAXMSGSIZE, max(max_bytes, BATCH_BYTES))
+            # The room twice: once for what may come before the peer knows what is taken here.
+            socket.setsockopt(zmq.MAXMSGSIZE, max(max_bytes, ENVELOPE_ROOM) + ENVELOPE_ROOM)
             socket.setsockopt(zmq.BACKLOG, 1024)
             limit_silence(handle_of(socket), liveness, False)
             if configure is not None:
@@ -124,8 +126,7 @@ cdef class Port(Answerer):
         self.instance = os.urandom(16)
         self.max_bytes = max_bytes
         self.max_buffers = max_buffers
-        # The body of a hello: 16 bytes instance, then what one message may have: u64 bytes and u32 buffers.
-        self.hello = self.instance + int(max_bytes).to_bytes(8, "little") + int(max_buffers).to_bytes(4, "little")
+        self.hello = hello_pack(self.instance, max_bytes, max_buffers)
         self.peers = {}
         self.owing = []
         self.aside = deque()
@@ -459,6 +460,8 @@ cdef class Port(Answerer):
         if peer is None:
             peer = Peer.__new__(Peer)
             peer.routing_id = key
+            peer.max_bytes = min(self.max_bytes, <size_t>ASSUMED_BYTES)
+            peer.max_buffers = min(self.max_buffers, <Py_ssize_t>ASSUMED_BUFFERS)
         else:
             self.last_peer = peer
         return peer
@@ -503,9 +506,11 @@ cdef class Port(Answerer):
         return 0
 
     cdef int _take_control(self, Peer peer, Envelope envelope) except -1:
-        """What has come is no request. An ack or a hello says nothing to a port."""
+        """What has come is no request. An ack says nothing to a port."""
         cdef Header *header = &envelope.header
         cdef Request request
+        cdef size_t max_bytes
+        cdef Py_ssize_t max_buffers
         if header.kind == KIND_PING:
             self._count_in_turn(peer, header, envelope.n_bytes)
             self._control(peer, KIND_PONG, header.id, b"", self.inbox.delimiter)
@@ -515,6 +520,12 @@ cdef class Port(Answerer):
                 self.peers.pop(peer.routing_id, None)
                 if self.last_peer is peer:
                     self.last_peer = None
+        elif header.kind == KIND_HELLO:
+            if hello_read(envelope, &max_bytes, &max_buffers):
+                peer.max_bytes = min(self.max_bytes, max_bytes)
+                peer.max_buffers = min(self.max_buffers, max_buffers)
+            else:
+                self.n_garbage += 1
         elif header.kind == KIND_CANCEL or header.kind == KIND_CREDIT:
             request = peer.find(header.id)
             if request is None:
@@ -543,10 +554,10 @@ cdef class Port(Answerer):
         request.deadline = NEVER
         if header.remaining_ms != NO_DEADLINE:
             request.deadline = now_ns() + <int64_t>header.remaining_ms * 1000000
-        if envelope.n_bytes > self.max_bytes or n_buffers != header.n_buffers \
+        if is_over(header, envelope.n_bytes, self.max_bytes) or n_buffers != header.n_buffers \
                 or (n_buffers and len(envelope.buffers) != n_buffers):
             self._count_taken(peer, header, envelope.n_bytes)
-            return self._refuse(request, envelope.n_bytes)
+            return self._refuse(request)
         if self.setting_aside:
             peer.n_aside += 1
         else:
@@ -690,18 +701,19 @@ cdef class Port(Answerer):
             self.last_method = envelope.method
         return self.last_method
 
-    cdef Request _refuse(self, Request request, size_t n_bytes):
+    cdef Request _refuse(self, Request request):
         """A request without all of its buffers: over a limit, or not what its header says. Tell a caller."""
+        cdef Header *header = &request.envelope.header
+        cdef size_t n_bytes = request.envelope.n_bytes
         cdef bytes reason
-        if n_bytes > self.max_bytes or request.envelope.header.n_buffers > self.max_buffers:
+        if is_over(header, n_bytes, self.max_bytes) or header.n_buffers > self.max_buffers:
             self.n_too_large += 1
-            reason = (f"PayloadTooLarge: message of {n_bytes} bytes with {request.envelope.header.n_buffers} buffers;"
-                      f" the limits are {self.max_bytes} and {self.max_buffers}").encode()
+            reason = f"PayloadTooLarge: {excess_of(header, n_bytes, self.max_bytes, self.max_buffers)}".encode()
         else:
             self.n_garbage += 1
             reason = b"ProtocolError: the envelope announces another number of buffers than came"
-        if request.envelope.header.kind == KIND_CALL:
-            self._control(request.peer, KIND_ERROR, request.envelope.header.id, reason, request.delimiter)
+        if header.kind == KIND_CALL:
+            self._control(request.peer, KIND_ERROR, header.id, reason, request.delimiter)
         elif request.sender is not None:
             self._note_finished(request)        # it would be no better the next time
         return None
@@ -845,7 +857,8 @@ cdef class Port(Answerer):
         self._check()
         header_begin(&header, kind, 0, request.envelope.header.id)
         header.codec = codec
-        parcel_pack(&parcel, &header, b"", "", metadata, body, buffers, self.max_bytes, self.max_buffers)
+        parcel_pack(
+            &parcel, &header, b"", "", metadata, body, buffers, request.peer.max_bytes, request.peer.max_buffers)
         self.shared.enter()
         if request.answered or self.closed:
             self.shared.leave()

@@ -24,6 +24,8 @@ cdef class Answerer:
 cdef class Peer:
     cdef bytes routing_id
     cdef bint flow              # it counts on acknowledgements
+    cdef size_t max_bytes       # of body and buffers of one answer: what it takes, and the port sends
+    cdef Py_ssize_t max_buffers
     cdef bint owing             # it stands in Port.owing
     cdef uint64_t taken         # the highest id that was taken from it
     cdef uint64_t unacked, unacked_one_way, unacked_bytes

@@ -227,8 +227,8 @@ cdef class Request:
         """Send the result. Return False if the peer has gone or has cancelled.
 
         ``body`` is bytes-like and copied, ``buffers`` are not copied and must not change until they are sent.
-        Raises PayloadTooLarge over the port's limits (nothing has been sent then and another answer can be), and
-        InternalError when it is answered already or is not a call.
+        Raises PayloadTooLarge over the limits of the port or the peer (nothing has been sent then and another answer
+        can be), and InternalError when it is answered already or is not a call.
         """
         return self.port.answer(self, KIND_REPLY, body, buffers, metadata, codec) != 0
 

@@ -40,8 +40,6 @@ _logger = logging.getLogger("zmqcore.node")
 #: close only afterwards.
 called_back: ContextVar[bool] = ContextVar("zmqcore_called_back", default=False)
 
-#: What an envelope may have besides its body and buffers: header, topic, method and metadata.
-_ENVELOPE_OVERHEAD_BYTES = 1 << 18
 #: What a context and its first socket take (6 with libzmq 4.3.5), and a little more.
 _CONTEXT_FDS = 8
 #: What a context may hold besides the pool's sockets: ports, and what users make by themselves. libzmq's own default.
@@ -168,11 +166,6 @@ class Node:
             return self._identity
 
     @property
-    def max_message_bytes(self) -> int:
-        """The largest message in either direction, in bytes, all its parts together."""
-        return self.limits.message_bytes + _ENVELOPE_OVERHEAD_BYTES
-
-    @property
     def context(self) -> zmq.Context[zmq.Socket[bytes]]:
         """The ZeroMQ context of this process; made when first asked for, and again in a forked child."""
         with self._lock:
@@ -205,7 +198,7 @@ class Node:
             endpoint,
             window_messages=self.window_messages,
             window_bytes=self.window_bytes,
-            max_bytes=self.max_message_bytes,
+            max_bytes=self.limits.message_bytes,
             max_buffers=self.limits.buffers,
             liveness=self.liveness,
             spin=self.spin,
@@ -227,7 +220,7 @@ class Node:
             return Port(
                 self.context,
                 wanted,
-                max_bytes=self.max_message_bytes,
+                max_bytes=self.limits.message_bytes,
                 max_buffers=self.limits.buffers,
                 liveness=self.liveness,
                 spin=self.spin,

@@ -249,8 +249,6 @@ MALFORMED_REPLIES = {
     "a buffer that does not come": pack("reply", id=1, buffers=[b"1", b"2"])[:2],
     "no buffer at all": pack("reply", id=1, buffers=[b"1"])[:1],
     "a buffer too many": [*GOOD, b"surplus"],
-    "over the number of buffers": pack("reply", id=1, buffers=[b"x"] * 5),
-    "over the bytes in all": pack("reply", id=1, buffers=[bytes(6000)] * 2),
 }
 
 
@@ -258,8 +256,8 @@ MALFORMED_REPLIES = {
 def test_a_malformed_reply_ends_its_call(
     puppet: Puppet, connect: Callable[..., Channel], team: Any, name: str
 ) -> None:
-    """It says which request it answers, so nobody waits for the deadline. The limits hold in both directions."""
-    channel = connect(puppet.endpoint, max_buffers=4, max_bytes=10_000)
+    """It says which request it answers, so nobody waits for the deadline."""
+    channel = connect(puppet.endpoint)
 
     def answer() -> None:
         routing_id = puppet.take()
@@ -268,9 +266,7 @@ def test_a_malformed_reply_ends_its_call(
         puppet.socket.send_multipart([routing_id, *pack("reply", id=2, body=b"good")])
 
     team.start(answer)
-    with pytest.raises(
-        errors.ProtocolError, match="no envelope, or over the limits of 10000 bytes and 4 buffers"
-    ):
+    with pytest.raises(errors.ProtocolError, match="other buffers than it announces"):
         call(channel, "m")
     assert channel.stats()["garbage"] == 1
     assert call(channel, "m") == b"good"

@@ -109,7 +109,7 @@ def test_the_server_tells_its_own_limits(message_bytes: int) -> None:
         diagnosis = examine(server.endpoints[0])
         assert diagnosis.ok
         facts = diagnosis.facts["endpoint"]
-        assert facts["message_bytes_at_most"] == node.max_message_bytes
+        assert facts["message_bytes_at_most"] == message_bytes
         assert facts["buffers_at_most"] == 77
 
 

@@ -27,7 +27,7 @@ IDENTIFIED = 2
 MSGPACK = 1
 NO_DEADLINE = 0xFFFFFFFF
 INSTANCE = bytes(range(0xA0, 0xB0))
-# The body of a hello: instance, the largest message in bytes, the most buffers.
+# The body of a hello: instance, the largest message in bytes (256 KiB more than body and buffers), the most buffers.
 WELCOME = INSTANCE + struct.pack("<QI", (1 << 28) + (1 << 18), 1024)
 ITEM_FORMATS = {
     "<i2": "h", "<i4": "i", "<u8": "Q", "<f4": "f", "<f8": "d", "H": "H", "d": "d",
@@ -520,7 +520,7 @@ def valid() -> list[dict[str, Any]]:
         "Of a later port, which says more: what is behind the first 28 bytes is to be ignored.",
         "hello",
         id=1,
-        raw=INSTANCE + struct.pack("<QI", 100_000, 2) + b"\x01\x02\x03\x04",
+        raw=INSTANCE + struct.pack("<QI", 100_000 + (1 << 18), 2) + b"\x01\x02\x03\x04",
     )
     add(
         "hello-after-a-break",
@@ -528,6 +528,14 @@ def valid() -> list[dict[str, Any]]:
         "hello",
         id=42,
         raw=WELCOME,
+    )
+    add(
+        "hello-of-a-client",
+        "Before its first message, number 1: it takes bodies and buffers of 1 MiB together, and 16 buffers.",
+        "hello",
+        id=1,
+        flags=FLOW,
+        raw=bytes(16) + struct.pack("<QI", (1 << 20) + (1 << 18), 16),
     )
     add("goodbye", "By a server: it takes nothing new. By a client: it will send nothing more.", "goodbye")
     add("ping", "Answered by a pong of the same id.", "ping", id=21, flags=FLOW)

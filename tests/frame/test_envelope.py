@@ -347,9 +347,9 @@ def test_a_mistake_is_refused_and_leaves_nothing_pinned(mistake: dict[str, Any],
         ({"topic": bytes(65536)}, 65536, 65535),
         ({"method": "x" * 65536}, 65536, 65535),
         ({"method": "ß" * 32768}, 65536, 65535),
-        ({"body": bytes(61), "max_bytes": 100}, 101, 100),
-        ({"topic": bytes(20), "method": "m" * 20, "metadata": bytes(20), "max_bytes": 99}, 100, 99),
-        ({"buffers": [bytes(30), bytes(31)], "max_bytes": 100}, 101, 100),
+        ({"body": bytes(101), "max_bytes": 100}, 101, 100),
+        ({"topic": bytes(20), "metadata": bytes(300_000), "body": b"b", "max_bytes": 99}, 300_060, 262_144),
+        ({"body": b"b", "buffers": [bytes(50), bytes(50), bytes(50)], "max_bytes": 100}, 151, 100),
         ({"buffers": [b""] * 65536}, 65536, 65535),
     ],
 )
@@ -370,8 +370,9 @@ def test_a_body_that_its_length_field_cannot_hold_is_refused_unread() -> None:
 
 def test_at_the_limits_nothing_is_refused() -> None:
     pack("call", topic=bytes(65535), method="x" * 65535)
-    pack("call", body=bytes(60), max_bytes=100)
-    pack("call", buffers=[bytes(30), bytes(30)], max_bytes=100)
+    pack("call", topic=bytes(50), body=bytes(100), max_bytes=100)
+    pack("call", body=bytes(40), buffers=[bytes(30), bytes(30)], max_bytes=100)
+    pack("call", metadata=bytes(262_104), body=bytes(100), max_bytes=100)
     assert len(pack("call", buffers=[b""] * 65535)) == 65536
     assert pinned() == NOTHING
 
