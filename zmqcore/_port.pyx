@@ -119,7 +119,10 @@ cdef class Port(Answerer):
             self.outbox = Outbox(self.shared)
             self.waiter = Waiter()
         except BaseException:
+            files = _socket_files(bound)
             socket.close(linger=0)
+            for path, inode in files:
+                _remove(path, inode)
             raise
         self.endpoints = tuple(bound)
         self.socket_files = _socket_files(bound)

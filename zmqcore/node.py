@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import logging
 import os
 import socket
@@ -50,6 +51,9 @@ _TERM_GRACE = 0.5
 _ENDS = (errors.Closed, errors.PeerLost, errors.Unreachable, errors.NoSuchTopic)
 #: How long the end of the interpreter may wait for what is outstanding, in seconds.
 _EXIT_TIMEOUT = 1.0
+#: libzmq's thread lets go of a tcp port a moment after its socket was closed (milliseconds): how long to try to bind
+#: one that seems to be in use, and how often, in seconds.
+_UNBIND_PATIENCE, _UNBIND_PAUSE = 0.2, 0.005
 
 
 class Owned(Protocol):
@@ -216,21 +220,25 @@ class Node:
             endpoints.Endpoint.parse(endpoint, bind=True)
         # libzmq's own choice for ipc://* may be a path below the working directory.
         wanted = tuple(_fresh_ipc() if endpoint == "ipc://*" else endpoint for endpoint in asked)
-        try:
-            return Port(
-                self.context,
-                wanted,
-                max_bytes=self.limits.message_bytes,
-                max_buffers=self.limits.buffers,
-                liveness=self.liveness,
-                spin=self.spin,
-            )
-        except zmq.ContextTerminated as exc:
-            raise errors.Closed("the node was closed meanwhile") from exc
-        except zmq.ZMQError as exc:
-            raise OSError(
-                exc.errno, f"cannot listen on {', '.join(wanted)}: {zmq.strerror(exc.errno or 0)}"
-            ) from exc
+        give_up_at = time.monotonic() + _UNBIND_PATIENCE
+        while True:
+            try:
+                return Port(
+                    self.context,
+                    wanted,
+                    max_bytes=self.limits.message_bytes,
+                    max_buffers=self.limits.buffers,
+                    liveness=self.liveness,
+                    spin=self.spin,
+                )
+            except zmq.ContextTerminated as exc:
+                raise errors.Closed("the node was closed meanwhile") from exc
+            except zmq.ZMQError as exc:
+                if exc.errno != errno.EADDRINUSE or time.monotonic() >= give_up_at:
+                    raise OSError(
+                        exc.errno, f"cannot listen on {', '.join(wanted)}: {zmq.strerror(exc.errno or 0)}"
+                    ) from exc
+            time.sleep(_UNBIND_PAUSE)
 
     def own(self, thing: Owned) -> None:
         """Remember something, a server, that close() has to stop first; as long as it lives."""

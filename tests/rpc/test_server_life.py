@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +17,7 @@ from zmqcore import (
     Client,
     Closed,
     DeadlineExceeded,
+    MatchmakerError,
     Node,
     NoSuchTopic,
     Overloaded,
@@ -380,14 +383,15 @@ def test_an_endpoint_that_is_none(
         Server("t", gate, node=make_node(registry), bind=bind).start()
 
 
-def test_a_registry_that_fails(make_node: Callable[..., Node], registry: str, gate: Gate) -> None:
-    """The lease is out of range: start() raises, and everything it had opened is closed again."""
-    node = make_node(registry)
-    server = Server("t", gate, node=node, lease=1e9)
-    with pytest.raises(ValueError, match="ttl"):
+def test_a_registry_that_fails(
+    make_node: Callable[..., Node], tmp_path: Path, runtime: Path, gate: Gate
+) -> None:
+    """start() raises, and everything it had opened is closed again."""
+    server = Server("t", gate, node=make_node(f"static://{tmp_path}/none.toml"))
+    with pytest.raises(MatchmakerError, match="cannot read the static registry"):
         server.start()
     assert not server.running
-    assert node.matchmaker.members("t").members == ()
+    assert list(runtime.glob("*.sock")) == []
 
 
 # -- what it leaves ---------------------------------------------------------------------------------------------
@@ -468,6 +472,75 @@ def test_a_full_queue_is_bounded_on_both_sides(
     blocked.result()
     assert server.stop() is True
     assert gate.count == sent
+
+
+# -- a start that fails ------------------------------------------------------------------------------------------
+
+_TOO_FEW_THREADS = """
+import os, resource, sys, threading
+from zmqcore import Client, Node, Server
+
+node = Node("memory://z")
+server = Server("t", {"echo": lambda value: value}, node=node, bind=["ipc://*", "tcp://127.0.0.1:*"], workers=8)
+node.context
+print("ready", flush=True)
+threads, limits = threading.active_count(), resource.getrlimit(resource.RLIMIT_AS)
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+# Stacks so large that there is room for as many as is said.
+threading.stack_size(1 << 30)
+resource.setrlimit(resource.RLIMIT_AS, (used + (int(sys.argv[1]) << 30) + (1 << 29), limits[1]))
+try:
+    server.start()
+except RuntimeError as exc:
+    files = [name for name in os.listdir(os.environ["ZMQCORE_RUNTIME_DIR"]) if name.endswith(".sock")]
+    print(exc, server.running, threading.active_count() - threads, files, flush=True)
+resource.setrlimit(resource.RLIMIT_AS, limits)
+threading.stack_size(0)
+with server:
+    print(Client("t", node=node).call("echo", "started"))
+node.close()
+"""
+
+
+@pytest.mark.parametrize("room", [0, 3])
+def test_a_server_whose_threads_cannot_be_started_leaves_nothing(
+    start_program: Callable[..., subprocess.Popen[str]], room: int
+) -> None:
+    """None of them, or not all; and later, when they can, it starts."""
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("there is no /proc to see how much memory is used")
+    process = start_program(_TOO_FEW_THREADS, str(room))
+    out, err = process.communicate(timeout=60.0)
+    assert (out, err) == ("can't start new thread False 0 []\nstarted\n", "")
+
+
+def test_a_fixed_port_is_free_again_after_a_start_that_failed(make_node: Callable[..., Node]) -> None:
+    """libzmq lets go of it a little later than it is closed."""
+    node = make_node("memory://again")
+    with contextlib.closing(node.open_port(["tcp://127.0.0.1:*"])) as port:
+        (endpoint,) = port.endpoints
+    server = Server("t", {"echo": id}, node=node, bind=endpoint)
+    stack = threading.stack_size(1 << 46)  # more than there are addresses
+    try:
+        for _ in range(5):
+            with pytest.raises(RuntimeError, match="can't start new thread"):
+                server.start()
+    finally:
+        threading.stack_size(stack)
+    for _ in range(5):
+        with server:
+            assert server.endpoints == (endpoint,)
+
+
+def test_an_endpoint_that_cannot_be_bound_leaves_no_file_of_another(
+    make_node: Callable[..., Node], runtime: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        endpoint = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
+        server = Server("t", {"echo": id}, node=make_node("memory://taken"), bind=["ipc://*", endpoint])
+        with pytest.raises(OSError, match=endpoint):
+            server.start()
+    assert list(runtime.glob("*.sock")) == []
 
 
 # -- together with its node --------------------------------------------------------------------------------------

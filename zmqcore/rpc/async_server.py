@@ -96,16 +96,13 @@ class AsyncServer(Service):
             raise RuntimeError(f"{self!r} runs already")
         if self._leaving is not None:
             raise RuntimeError(f"{self!r} is being stopped; wait() for that first")
-        loop = asyncio.get_running_loop()
-        port = self._open()
-        backlog = Backlog(self._queue_size, self._on_full)
-        self._reader = reader = _Reader(loop, port, self._dispatcher, self._max_concurrency, backlog)
+        reader = self._start_reader(asyncio.get_running_loop(), self._open())
+        self._reader = reader
         self._stopped = stopped = asyncio.Event()
         self._over = asyncio.Event()
-        reader.start()
         try:
             # The registry may be slow, and the loop has other work.
-            await in_thread(self._register, port, unwanted=lambda _: self._deregister())
+            await in_thread(self._register, reader.port, unwanted=lambda _: self._deregister())
         except BaseException:
             if self._reader is reader:
                 self._reader = None
@@ -117,8 +114,20 @@ class AsyncServer(Service):
         if self._reader is not reader:
             await in_thread(self._deregister)
             raise errors.Closed("the server was stopped while it started")
-        _logger.info("serving %s at %s", self.topic, ", ".join(port.endpoints))
+        _logger.info("serving %s at %s", self.topic, ", ".join(reader.port.endpoints))
         return self
+
+    def _start_reader(self, loop: asyncio.AbstractEventLoop, port: Port) -> _Reader:
+        """Return what receives from ``port``, which is closed if that cannot be."""
+        reader = None
+        try:
+            backlog = Backlog(self._queue_size, self._on_full)
+            reader = _Reader(loop, port, self._dispatcher, self._max_concurrency, backlog)
+            reader.start()
+        except BaseException:
+            (reader or port).close()
+            raise
+        return reader
 
     async def stop(self, drain: bool = True, timeout: float = 10.0) -> bool:
         """Deregister, take nothing new, finish what has come (with ``drain``), then close.
@@ -281,7 +290,7 @@ class _Reader:
     ) -> None:
         self.loop = loop
         self.thread = threading.get_ident()
-        self._port = port
+        self.port = port
         port.batching = True  # every answer is followed by a look
         self._fd = port.fd
         self._dispatcher = dispatcher
@@ -339,13 +348,13 @@ class _Reader:
         finished = False
         try:
             if drain:
-                self._port.goodbye()
+                self.port.goodbye()
                 self._last_batch = time.monotonic()
                 while time.monotonic() < deadline and not finished:
                     self._look()
                     await asyncio.sleep(_DRAIN_STEP)
                     quiet = time.monotonic() - self._last_batch >= _DRAIN_QUIET
-                    finished = quiet and not self._tasks and self._port.settled()
+                    finished = quiet and not self._tasks and self.port.settled()
         finally:
             self._taking = False
             self._stop_reading()
@@ -367,7 +376,7 @@ class _Reader:
         if self._acker is not None:
             self._acker.cancel()
         self._stop_reading()
-        self._port.close(linger=_LINGER)
+        self.port.close(linger=_LINGER)
 
     def _look_soon(self) -> None:
         """Something was sent: the port must be looked at before the loop waits on its descriptor again."""
@@ -382,15 +391,15 @@ class _Reader:
             return
         # Without room, cancels are still read; the end of a task looks again.
         room = 0 if self._backlog.full else _BATCH
-        if not room and self._port.full:
+        if not room and self.port.full:
             self._stop_reading()
             return
         self._read()
         try:
-            batch = self._port.receive(room, 0.0)
+            batch = self.port.receive(room, 0.0)
             if not batch:
-                self._port.flush()
-                batch = self._port.receive(room, 0.0)
+                self.port.flush()
+                batch = self.port.receive(room, 0.0)
         except errors.Closed:
             return
         if not batch:
@@ -434,7 +443,7 @@ class _Reader:
     def _acknowledge(self) -> None:
         """Calls that take long are acknowledged meanwhile, so that the client's window opens."""
         if self._open:
-            self._port.flush(calls_too=True)
+            self.port.flush(calls_too=True)
             self._look_soon()
             self._acker = self.loop.call_later(_ACK_INTERVAL, self._acknowledge, context=self._context)
 

@@ -83,7 +83,8 @@ class _Executor:
         try:
             self.ask_to_stop(drain, deadline)
             for thread in self._threads:
-                thread.join(max(0.0, deadline - time.monotonic()))
+                if thread.is_alive():  # one that start() has not reached cannot be joined
+                    thread.join(max(0.0, deadline - time.monotonic()))
             return not any(thread.is_alive() for thread in self._threads)
         finally:
             self._discard_waiting()

@@ -82,21 +82,24 @@ class Server(Service):
         """Listen, then register with the matchmaker. Returns once clients can find the server.
 
         Raises OSError if an endpoint cannot be bound, MatchmakerError if the registry cannot be reached, and
-        RuntimeError if it runs already.
+        RuntimeError if it runs already or no thread can be started. Nothing is left open then.
         """
         with self._lock:
             if self._executor is not None:
                 raise RuntimeError(f"{self!r} runs already")
             if self._leaving is not None:
                 raise RuntimeError(f"{self!r} is being stopped; wait() for that first")
-            port = self._open()
-            executor = self._make_executor(port)
-            executor.start()
+            port, executor = self._open(), None
             try:
+                executor = self._make_executor(port)
+                executor.start()
                 self._register(port)
             except BaseException:
-                # Its threads run nothing yet: once they have left, the port and its files are gone.
-                executor.stop(drain=False, deadline=time.monotonic() + _LEAVE)
+                if executor is None:
+                    port.close()
+                else:
+                    # Its threads run nothing yet: once they have left, the port and its files are gone.
+                    executor.stop(drain=False, deadline=time.monotonic() + _LEAVE)
                 raise
             self._executor = executor
             self._stopped.clear()
