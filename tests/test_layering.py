@@ -19,13 +19,14 @@ ROOT = Path(__file__).parents[1]
 
 # Who may import whom, from the bottom up. A room is a module, or a package with all that is in it; its parts
 # may use each other. What is not in a room's list is up or sideways.
-BASE = ["errors", "_version"]
+BASE = ["errors", "_version", "options"]
 SOCKET = [*BASE, "_libzmq", "_frame", "_socket"]
 CHANNEL = [*SOCKET, "_outbox", "_led_socket", "_deadlines", "_pending", "_retention", "_window", "_channel"]
 PORT = [*SOCKET, "_outbox", "_inbox", "_duplicates", "_request", "_port"]
 LAYERS: dict[str, list[str]] = {
     "_version": [],
     "errors": [],
+    "options": [],
     # the compiled core
     "_libzmq": [*BASE],
     "_frame": [*BASE, "_libzmq"],
@@ -35,7 +36,7 @@ LAYERS: dict[str, list[str]] = {
     "_led_socket": [*SOCKET, "_outbox"],
     "_pending": [*SOCKET, "_deadlines", "_led_socket"],
     "_retention": [*SOCKET],
-    "_window": [],
+    "_window": [*BASE],
     "_channel": [*SOCKET, "_outbox", "_deadlines", "_led_socket", "_pending", "_retention", "_window"],
     "_loop": [*CHANNEL],
     "_inbox": [*SOCKET],

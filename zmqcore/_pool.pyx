@@ -24,13 +24,15 @@ from zmqcore._table cimport (
     DRAIN_GRACE, MAINTAINED, STAGE_CONNECTING, STAGE_DRAINING, STAGE_OPEN, STAYS, Slot, Table, Turn,
 )
 
-from zmqcore import errors
+from zmqcore import errors, options
 from zmqcore._table import CAUSES
 
 __all__ = ["ChannelPool", "default_max_sockets"]
 
 # How long to wait for libzmq's threads between two looks at sockets that are closing, in ns.
 cdef int64_t REAP_INTERVAL = 100_000
+# Of anything that is counted: far more than there can be, and fits every machine's Py_ssize_t.
+cdef Py_ssize_t MOST = 2**31 - 1
 
 
 def default_max_sockets() -> int:
@@ -42,6 +44,11 @@ def default_max_sockets() -> int:
     if soft == resource.RLIM_INFINITY:
         return 8192
     return max(8, min(8192, (soft - max(128, soft // 4)) // 2))
+
+
+cdef double _ns(name, value) except -1:
+    """Return a time in seconds, which must be above 0, in ns."""
+    return options.seconds(name, value, 0, 1e9, above=True) * 1e9
 
 
 cdef class ChannelPool(Lifecycle):
@@ -70,31 +77,21 @@ cdef class ChannelPool(Lifecycle):
             raise TypeError("ChannelPool takes the function that makes a channel")
 
     def __init__(
-        self, connect, *, max_sockets: int | None = None, max_sockets_per_endpoint: int = 1, idle_ttl: float = 300.0,
-        max_lifetime: float = 3600.0, acquire_timeout: float = 30.0, max_waiting: int = 10_000,
-        connect_timeout: float = 2.0, drain_timeout: float = 5.0, probe=None, maintenance=None,
-        clock=None,
+        self, connect, *, max_sockets=None, max_sockets_per_endpoint=1, idle_ttl=300.0, max_lifetime=3600.0,
+        acquire_timeout=30.0, max_waiting=10_000, connect_timeout=2.0, drain_timeout=5.0, probe=None,
+        maintenance=None, clock=None,
     ):
-        self.max_sockets = default_max_sockets() if max_sockets is None else max_sockets
-        if self.max_sockets < 1:
-            raise ValueError(f"max_sockets is {max_sockets}; it must be at least 1")
-        if max_sockets_per_endpoint < 1:
-            raise ValueError(f"max_sockets_per_endpoint is {max_sockets_per_endpoint}; it must be at least 1")
-        if max_waiting < 0:
-            raise ValueError(f"max_waiting is {max_waiting}; it must not be negative")
-        for name, seconds in (
-            ("idle_ttl", idle_ttl), ("max_lifetime", max_lifetime), ("acquire_timeout", acquire_timeout),
-            ("connect_timeout", connect_timeout), ("drain_timeout", drain_timeout),
-        ):
-            if not 0 < seconds <= 1e9:
-                raise ValueError(f"{name} is {seconds!r} s; it must be above 0 and at most 10**9")
-        self.max_sockets_per_endpoint = max_sockets_per_endpoint
-        self.max_waiting = max_waiting
-        self.idle_ttl_ns = idle_ttl * 1e9
-        self.max_lifetime_ns = <int64_t>(max_lifetime * 1e9)
-        self.connect_timeout_ns = <int64_t>(connect_timeout * 1e9)
-        self.acquire_timeout_ns = <int64_t>(acquire_timeout * 1e9)
-        self.drain_timeout_ns = <int64_t>(drain_timeout * 1e9)
+        if max_sockets is None:
+            max_sockets = default_max_sockets()
+        self.max_sockets = options.whole("max_sockets", max_sockets, 1, MOST)
+        self.max_sockets_per_endpoint = options.whole(
+            "max_sockets_per_endpoint", max_sockets_per_endpoint, 1, MOST)
+        self.max_waiting = options.whole("max_waiting", max_waiting, 0, MOST)
+        self.idle_ttl_ns = _ns("idle_ttl", idle_ttl)
+        self.max_lifetime_ns = <int64_t>_ns("max_lifetime", max_lifetime)
+        self.connect_timeout_ns = <int64_t>_ns("connect_timeout", connect_timeout)
+        self.acquire_timeout_ns = <int64_t>_ns("acquire_timeout", acquire_timeout)
+        self.drain_timeout_ns = <int64_t>_ns("drain_timeout", drain_timeout)
         self.connect = connect
         self.probe = probe
         self.maintenance = maintenance

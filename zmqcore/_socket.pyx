@@ -31,6 +31,8 @@ from zmqcore._libzmq cimport (
     ZMQ_TCP_KEEPALIVE, ZMQ_TCP_KEEPALIVE_IDLE, ZMQ_TCP_KEEPALIVE_INTVL, ZMQ_TCP_MAXRT, libzmq, raise_errno, zc_msg_t,
 )
 
+from zmqcore import options
+
 
 cdef extern from *:
     """
@@ -281,10 +283,9 @@ cdef double _ASKED_AFTER = 1 / 3
 cdef double _ANSWERED_WITHIN = 0.6
 
 
-def check_liveness(seconds: float) -> None:
-    """Raise ValueError if that is no limit of silence."""
-    if not 0.1 <= seconds <= 86_400:
-        raise ValueError(f"liveness is {seconds!r} s; it must be at least 0.1 and at most 86,400")
+def check_liveness(liveness) -> float:
+    """Return ``liveness`` as a float. Raises ValueError or TypeError if that is no limit of silence."""
+    return options.seconds("liveness", liveness, 0.1, 86_400)
 
 
 cdef int limit_silence(void *socket, double liveness, bint heartbeats) except -1:

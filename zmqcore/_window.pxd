@@ -4,7 +4,7 @@ from libc.stddef cimport size_t
 from libc.stdint cimport uint64_t
 
 cdef class Window:
-    cdef uint64_t max_messages, max_bytes
+    cdef readonly uint64_t max_messages, max_bytes
     cdef uint64_t sent_id, acked_id         # the ids of the last message that was sent, and that was acknowledged
     cdef uint64_t sent_bytes, acked_bytes   # of all up to these
     cdef uint64_t *sent_bytes_at            # owned ring: sent_bytes after message id, at id % max_messages

@@ -10,11 +10,15 @@ from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from libc.stddef cimport size_t
 from libc.stdint cimport uint64_t
 
+from zmqcore import options
+
 __all__ = ["Window"]
 
 # The largest one in messages. A port's libzmq holds 10,000 messages of a connection that nobody takes (its RCVHWM);
 # with more it reads nothing, not even heartbeats, and a busy server would be lost.
 cdef int MOST_MESSAGES = 8192
+# Bytes are counted by 64 bits.
+cdef uint64_t MOST_BYTES = <uint64_t>1 << 62
 
 
 @cython.final
@@ -22,13 +26,9 @@ cdef int MOST_MESSAGES = 8192
 cdef class Window:
     """At most ``max_messages`` and ``max_bytes``; but one message of any size if there is no other."""
 
-    def __init__(self, max_messages: int, max_bytes: int):
-        if not 1 <= max_messages <= MOST_MESSAGES or max_bytes < 1:
-            raise ValueError(
-                f"window of {max_messages} messages and {max_bytes} bytes; both must be at least 1, and the messages at"
-                f" most {MOST_MESSAGES}")
-        self.max_messages = max_messages
-        self.max_bytes = max_bytes
+    def __init__(self, max_messages, max_bytes):
+        self.max_messages = options.whole("window_messages", max_messages, 1, MOST_MESSAGES)
+        self.max_bytes = options.whole("window_bytes", max_bytes, 1, MOST_BYTES)
         self.sent_bytes_at = <uint64_t *>PyMem_RawMalloc(<size_t>max_messages * sizeof(uint64_t))
         if self.sent_bytes_at == NULL:
             raise MemoryError()

@@ -6,13 +6,14 @@ import re
 import socket
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
-from typing import Final
+from typing import Any, Final
 
 from zmqcore.errors import InvalidEndpoint
 
-__all__ = ["INPROC_LIMIT_BYTES", "IPC_LIMIT_BYTES", "Endpoint", "Refusal", "probe"]
+__all__ = ["INPROC_LIMIT_BYTES", "IPC_LIMIT_BYTES", "Endpoint", "Refusal", "in_option", "probe"]
 
 #: ``sun_path`` has 108 bytes on Linux and 104 elsewhere; libzmq keeps one for a NUL, also in ``@name``.
 IPC_LIMIT_BYTES: Final = 107 if sys.platform == "linux" else 103
@@ -102,6 +103,23 @@ class Endpoint:
             return f"{self.transport}://{self.path}"
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"tcp://{host}:{'*' if self.port is None else self.port}"
+
+
+def in_option(name: str, value: Any, *, bind: bool = False) -> tuple[str, ...]:
+    """Return ``value``, what was given as the option ``name``: one endpoint or several, each as Endpoint.parse() wants.
+
+    Raises InvalidEndpoint also if there is none, TypeError for what is no text and no list.
+    """
+    if isinstance(value, str):
+        value = (value,)
+    elif not isinstance(value, Iterable):
+        raise TypeError(f"{name} is {value!r}; it must be an endpoint, or a list of them")
+    made = tuple(value)
+    if not made:
+        raise InvalidEndpoint(f"{name} is empty; name one endpoint at least")
+    for text in made:
+        Endpoint.parse(text, bind=bind)
+    return made
 
 
 def _parse_tcp(text: str, rest: str, bind: bool) -> Endpoint:

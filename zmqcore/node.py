@@ -20,7 +20,7 @@ from typing import Any, NoReturn, Protocol, Self
 import zmq
 
 from zmqcore import endpoint as endpoints
-from zmqcore import errors
+from zmqcore import errors, options
 from zmqcore._channel import Channel
 from zmqcore._frame import pinned
 from zmqcore._pool import ChannelPool
@@ -82,9 +82,9 @@ class Node:
     :class:`Limits`. ``spin``: how long a wait polls without blocking before it blocks, in seconds; 0 switches that off.
     ``window_messages`` and ``window_bytes``: how much may be sent to one endpoint and not yet be acknowledged.
 
-    Raises ValueError for an option that cannot be, MatchmakerError for a URL that is none. Thread-safe. Nothing is
-    opened until it is used. A forked child that uses it gets a fresh context, pool and matchmaker connection; the
-    parent's are left alone.
+    Raises ValueError for an option that cannot be, TypeError for one of the wrong type, MatchmakerError for a URL that
+    is none. Thread-safe. Nothing is opened until it is used. A forked child that uses it gets a fresh context, pool and
+    matchmaker connection; the parent's are left alone.
     """
 
     def __init__(
@@ -111,19 +111,28 @@ class Node:
     ) -> None:
         self._identity = ""  # made when first asked for
         self.host = socket.gethostname()
-        self.limits = limits if limits is not None else Limits()
+        self.limits = (
+            Limits() if limits is None else options.instance("limits", limits, Limits, "Limits, or None")
+        )
         self.codec = self._make_codec(codec)
-        self.matchmaker = open_matchmaker(matchmaker) if isinstance(matchmaker, str) else matchmaker
-        self.bind = (bind,) if isinstance(bind, str) else None if bind is None else tuple(bind)
-        self.advertised_host = advertise if advertise is not None else _reachable_name(self.host)
-        self.spin = spin
-        self.connect_timeout = connect_timeout
-        self.liveness = liveness
-        self.window_messages = window_messages
-        self.window_bytes = window_bytes
-        self._check_options()
+        self.bind = None if bind is None else endpoints.in_option("bind", bind, bind=True)
+        self.spin = options.seconds("spin", spin, 0, 1)
+        self.liveness = check_liveness(liveness)
+        window = Window(window_messages, window_bytes)
+        self.window_messages, self.window_bytes = window.max_messages, window.max_bytes
+        if advertise is None:
+            advertise = _reachable_name(self.host)
+        self.advertised_host = options.instance(
+            "advertise", advertise, str, "a host's name or address, or None"
+        )
+        if context is not None:
+            options.instance("context", context, zmq.Context, "a zmq.Context, or None")
+        if isinstance(matchmaker, str):
+            matchmaker = open_matchmaker(matchmaker)
+        self.matchmaker = options.instance("matchmaker", matchmaker, Matchmaker, "a URL, or a Matchmaker")
         self.attendant = Attendant()
         self.redelivery = Redelivery(patience=connect_timeout)
+        self.connect_timeout = connect_timeout
         self.pool = ChannelPool(
             self._connect,
             max_sockets=max_sockets,
@@ -146,17 +155,11 @@ class Node:
         self._ended: threading.Event | None = None  # made by close()
         _nodes.add(self)
 
-    def _check_options(self) -> None:
-        """Raise ValueError for what would fail only when the first channel or port is made."""
-        Window(self.window_messages, self.window_bytes)
-        check_liveness(self.liveness)
-        if not 0.0 <= self.spin <= 1.0:
-            raise ValueError(f"spin is {self.spin!r} s; it must be at least 0 and at most 1")
-        for text in self.bind or ():
-            endpoints.Endpoint.parse(text, bind=True)
-
     def _make_codec(self, codec: str | Codec) -> Codec:
         made = get_codec(codec) if isinstance(codec, str) else codec
+        options.instance(
+            "codec", made, Codec, "the name of a codec, or an object such as zmqcore.codec.Codec"
+        )
         if type(made) is MsgpackCodec and made.limits != self.limits:
             made = made.with_limits(self.limits)
         return made

@@ -8,7 +8,7 @@ import functools
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from zmqcore import (
     DeadlineExceeded,
     Node,
     NoSuchMethod,
+    Operation,
     PeerLost,
     RemoteError,
     Server,
@@ -187,6 +188,45 @@ def test_options_are_checked(pair: Pair) -> None:
             pair.server({"x": len}, **{name: value})
     with pytest.raises(TypeError, match="coroutine"):
         Server("t", {"x": Work.echo}, node=pair.here)
+
+
+def test_plain_functions_alone_cannot_reject(pair: Pair) -> None:
+    """They are run where they are received: there is no queue that could be full."""
+    with pytest.raises(ValueError, match="on_full is 'reject' and there are plain functions only"):
+        pair.server({"x": len}, on_full="reject")
+    pair.server(Work(), on_full="reject")  # coroutine functions, too
+    pair.server({"x": lambda: iter(())}, {"y": count_up}, on_full="reject")
+
+    async def passing(operation: Operation, proceed: Callable[[Operation], Any]) -> Any:
+        return await proceed(operation)
+
+    pair.server({"x": len}, on_full="reject", interceptors=[passing])  # by which it runs as a task
+
+
+def count_up(n: int) -> Iterator[int]:
+    yield from range(n)
+
+
+def test_a_start_that_fails_leaves_nothing(make_node: MakeNode, runtime: Path) -> None:
+    """On a loop that cannot watch a descriptor, for example. On another one it starts then."""
+
+    class Blind(asyncio.SelectorEventLoop):
+        def add_reader(self, *_: Any) -> None:
+            raise NotImplementedError("it watches no descriptors")
+
+    node = make_node("memory://blind")
+    server = AsyncServer("t", {"x": len}, node=node, bind=["ipc://*", "tcp://127.0.0.1:*"])
+    with asyncio.Runner(loop_factory=Blind) as runner:
+        for _ in range(2):
+            with pytest.raises(NotImplementedError, match="it watches no descriptors"):
+                runner.run(server.start())
+    assert list(runtime.glob("*.sock")) == []
+
+    async def main() -> None:
+        async with server:
+            assert await AsyncClient("t", node=node).call("x", "four") == 4
+
+    asyncio.run(main())
 
 
 # -- deadlines and contexts --------------------------------------------------------------------------------------

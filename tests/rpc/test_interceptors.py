@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
@@ -250,3 +251,45 @@ def test_what_cannot_be_called_is_refused_at_once(connect: Connect, node: Node) 
     ):
         with pytest.raises(TypeError, match="5 cannot be called"):
             make()
+
+
+async def passing(operation: Operation, proceed: Proceed) -> Any:
+    return await proceed(operation)
+
+
+class Passing:
+    async def __call__(self, operation: Operation, proceed: Proceed) -> Any:
+        return await proceed(operation)
+
+
+@pytest.mark.parametrize("interceptor", [passing, Passing(), functools.partial(passing)])
+def test_coroutine_functions_are_refused_where_nobody_awaits_them(
+    connect: Connect, node: Node, interceptor: Any
+) -> None:
+    for make in (
+        lambda: connect("t", interceptors=[interceptor]),
+        lambda: connect("t").prepare(interceptors=[interceptor]),
+        lambda: Server("t", Handlers(), node=node, interceptors=[interceptor]),
+    ):
+        with pytest.raises(
+            TypeError, match="is a coroutine function: those are for an AsyncClient and an AsyncServer"
+        ):
+            make()
+    AsyncClient("t", node=node, interceptors=[interceptor])
+    AsyncServer("t", Handlers(), node=node, interceptors=[interceptor])
+
+
+def test_a_plain_function_may_hand_on_what_is_to_be_awaited(make_node: MakeNode, registry: str) -> None:
+    def noted(operation: Operation, proceed: Proceed) -> Any:
+        operation.metadata["trace"] = "4f1a"
+        return proceed(operation)
+
+    async def main() -> None:
+        async with (
+            AsyncServer("t", AsyncHandlers(), node=make_node(registry), interceptors=[noted]),
+            AsyncClient("t", node=make_node(registry), interceptors=[noted]) as client,
+        ):
+            assert await client.call("wait", 7) == 7
+            assert await client.submit("read") == {"trace": "4f1a"}
+
+    asyncio.run(main())

@@ -81,7 +81,7 @@ def test_endpoints_that_are_none(bind: str) -> None:
     ("option", "value", "limit"),
     [
         ("window_messages", 0, "at least 1"),
-        ("window_messages", 100_000, "at most 8192"),
+        ("window_messages", 100_000, "at most 8,192"),
         ("window_bytes", 0, "at least 1"),
         ("liveness", 0.01, "at least 0.1"),
         ("liveness", 1e6, "at most 86,400"),

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Final, final
 
+from zmqcore import options
 from zmqcore.errors import MatchmakerError
 from zmqcore.matchmaker.base import Backend
 from zmqcore.matchmaker.member import Change, Member, Membership
@@ -36,7 +37,7 @@ def open_matchmaker(url: str) -> Matchmaker:
 
     Raises :class:`~zmqcore.errors.MatchmakerError` for anything else.
     """
-    scheme, separator, _ = url.partition("://")
+    scheme, separator, _ = options.instance("matchmaker", url, str, "a URL such as local://").partition("://")
     target = _FACTORIES.get(scheme)
     if not separator or target is None:
         known = ", ".join(f"{name}://" for name in sorted(_FACTORIES))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from zmqcore import options
 from zmqcore.errors import InvalidEndpoint, InvalidTopic
 from zmqcore.topic import Topic
 
@@ -43,8 +44,7 @@ class Member:
             object.__setattr__(self, "endpoints", tuple(self.endpoints))
         if not self.endpoints:
             raise InvalidEndpoint(f"member {self.topic} has no endpoint")
-        if self.capacity < 1:
-            raise ValueError(f"member {self.topic}: the capacity is {self.capacity}; it must be at least 1")
+        object.__setattr__(self, "capacity", options.whole("capacity", self.capacity, 1))
 
     @property
     def server(self) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Final, Literal, TypeVar, final
 
+from zmqcore import options
 from zmqcore.endpoint import Endpoint
 from zmqcore.errors import Closed, MatchmakerError
 from zmqcore.matchmaker.base import Backend, Busy, Registration, Update
@@ -21,7 +22,7 @@ from zmqcore.matchmaker.member import Member, Membership
 from zmqcore.matchmaker.watch import Group, Watch, in_order
 from zmqcore.topic import Topic
 
-__all__ = ["TTL_MAX", "TTL_MIN", "Lease", "Session"]
+__all__ = ["TTL_MAX", "TTL_MIN", "Lease", "Session", "check_ttl"]
 
 logger = logging.getLogger("zmqcore.matchmaker")
 
@@ -29,6 +30,13 @@ logger = logging.getLogger("zmqcore.matchmaker")
 TTL_MIN: Final = 0.1
 #: A day: whoever wants more wants no lease.
 TTL_MAX: Final = 86_400.0
+
+
+def check_ttl(name: str, ttl: float) -> float:
+    """Return ``ttl``, given as the option ``name``. Raises ValueError or TypeError if no lease can be that long."""
+    return options.seconds(name, ttl, TTL_MIN, TTL_MAX)
+
+
 #: A lease survives two lost renewals.
 _RENEWALS_PER_TTL: Final = 3
 #: The longest pause between two attempts at a registry that does not answer, so that its return is soon seen.
@@ -152,8 +160,7 @@ class Session:
     # -- what users ask for -------------------------------------------------------------------------------
 
     def register(self, member: Member, ttl: float) -> Lease:
-        if not TTL_MIN <= ttl <= TTL_MAX:
-            raise ValueError(f"the ttl of a lease is {ttl!r} s; it must be from {TTL_MIN:g} to {TTL_MAX:g}")
+        ttl = check_ttl("ttl", ttl)
         for endpoint in member.endpoints:
             Endpoint.parse(endpoint)
         registration = Registration(member, ttl, uuid.uuid4().hex)

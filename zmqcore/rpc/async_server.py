@@ -13,13 +13,13 @@ from collections.abc import Callable, Coroutine, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from zmqcore import errors
+from zmqcore import errors, options
 from zmqcore._port import Port
 from zmqcore._request import Request
 from zmqcore.node import Node
 from zmqcore.rpc import deadline as deadlines
 from zmqcore.rpc import sigterm
-from zmqcore.rpc.backlog import Backlog, OnFull, check_queue
+from zmqcore.rpc.backlog import Backlog, OnFull, check_queue, is_builtin
 from zmqcore.rpc.dispatcher import Dispatcher
 from zmqcore.rpc.handover import in_thread, on_loop
 from zmqcore.rpc.interception import Interceptor
@@ -72,13 +72,17 @@ class AsyncServer(Service):
         lease: float = 10.0,
         interceptors: Sequence[Interceptor] = (),
     ) -> None:
-        if max_concurrency < 1:
-            raise ValueError(f"max_concurrency is {max_concurrency}; it must be at least 1")
-        check_queue(queue_size, on_full)
+        self._max_concurrency = options.whole("max_concurrency", max_concurrency, 1)
+        self._queue_size, self._on_full = check_queue(queue_size, on_full)
         super().__init__(topic, endpoints, node, server, bind, lease, interceptors, coroutines=True)
-        self._max_concurrency = max_concurrency
-        self._queue_size = queue_size
-        self._on_full = on_full
+        methods = self._dispatcher.methods.items()
+        if on_full == "reject" and not any(
+            _runs_as_task(method) for name, method in methods if not is_builtin(name)
+        ):
+            raise ValueError(
+                "on_full is 'reject' and there are plain functions only: they run where they are received and have no"
+                " queue; serve them by a Server"
+            )
         self._reader: _Reader | None = None
         self._leaving: _Reader | None = None
         self._stopped: asyncio.Event | None = None

@@ -6,9 +6,10 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Literal
 
+from zmqcore import options
 from zmqcore._request import Request
 
-__all__ = ["Backlog", "OnFull", "check_queue"]
+__all__ = ["Backlog", "OnFull", "check_queue", "check_workers", "is_builtin"]
 
 OnFull = Literal["wait", "reject"]
 
@@ -16,12 +17,24 @@ OnFull = Literal["wait", "reject"]
 _BUILTIN = "zmqcore."
 
 
-def check_queue(queue_size: int, on_full: OnFull) -> None:
-    """Raise ValueError for options that no queue can have."""
-    if queue_size < 1:
-        raise ValueError(f"queue_size is {queue_size}; it must be at least 1")
-    if on_full not in ("wait", "reject"):
-        raise ValueError(f"on_full is {on_full!r}; it must be 'wait' or 'reject'")
+def check_queue(queue_size: int, on_full: OnFull) -> tuple[int, OnFull]:
+    """Return both. Raises ValueError or TypeError for options that no queue can have."""
+    return options.whole("queue_size", queue_size, 1), options.choice("on_full", on_full, "wait", "reject")
+
+
+def check_workers(workers: int, on_full: OnFull) -> int:
+    """Return ``workers``. Raises ValueError or TypeError for what cannot be, or not with ``on_full``."""
+    workers = options.whole("workers", workers, 0)
+    if on_full == "reject" and not workers:
+        raise ValueError(
+            "on_full is 'reject' and workers is 0: then there is no queue; give workers=1 at least"
+        )
+    return workers
+
+
+def is_builtin(method: str) -> bool:
+    """Whether it is something that every server answers about itself."""
+    return method.startswith(_BUILTIN)
 
 
 class Backlog(deque[Request]):
@@ -51,7 +64,7 @@ class Backlog(deque[Request]):
         room = self.size + idle
         rejected = []
         for request in batch:
-            if len(self) < room or not request.wants_reply or request.method.startswith(_BUILTIN):
+            if len(self) < room or not request.wants_reply or is_builtin(request.method):
                 self.append(request)
             else:
                 rejected.append(request)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any, Literal, Self
 
+from zmqcore import options
 from zmqcore._retention import Lane
+from zmqcore.endpoint import in_option
 from zmqcore.matchmaker import Member, Membership
 from zmqcore.node import Node, default_node
 from zmqcore.rpc.accepted import OneMember
@@ -41,7 +44,9 @@ class BaseClient:
         metadata: Metadata | None = None,
         interceptors: Sequence[Interceptor] = (),
     ) -> None:
-        self._node = node if node is not None else default_node()
+        self._node = (
+            default_node() if node is None else options.instance("node", node, Node, "a Node, or None")
+        )
         self.topic = Topic.of(topic)
         self.timeout = timeout
         self.delivery = delivery
@@ -50,11 +55,9 @@ class BaseClient:
         self.idempotent = idempotent
         self.hedge_after = hedge_after
         self.metadata = metadata
-        self.interceptors = chain(interceptors)
+        self.interceptors = self._chain(interceptors)
         self._check_options()
-        if isinstance(connect, str):
-            connect = (connect,)
-        self._connect = None if connect is None else tuple(connect)
+        self._connect = None if connect is None else in_option("connect", connect)
         self._routes = Routes(self._node, self._connect)
         self._budget = self._routes.budget
         self._route = self._routes.get(self.topic)
@@ -74,19 +77,20 @@ class BaseClient:
 
     def _check_options(self) -> None:
         """Raise ValueError or TypeError for what no client can do."""
-        if self.timeout is not None and not self.timeout > 0:
-            raise ValueError(f"timeout is {self.timeout!r} s; it must be above 0, or None for no limit")
-        if not self.discovery_timeout >= 0:
-            raise ValueError(f"discovery_timeout is {self.discovery_timeout!r} s; it must not be negative")
-        if self.retry is not None and not isinstance(self.retry, Retry):
-            raise TypeError(f"retry is {self.retry!r}; it must be a Retry, as Retry(attempts=3), or None")
-        if self.delivery not in ("sent", "accepted"):
-            raise ValueError(f"delivery is {self.delivery!r}; it is 'sent' or 'accepted'")
+        if self.timeout is not None:
+            self.timeout = options.seconds("timeout", self.timeout, above=True, unless="None for no limit")
+        self.discovery_timeout = options.seconds("discovery_timeout", self.discovery_timeout)
+        if self.retry is not None:
+            options.instance("retry", self.retry, Retry, "a Retry, as Retry(attempts=3), or None")
+        options.choice("delivery", self.delivery, "sent", "accepted")
+        options.flag("idempotent", self.idempotent)
         if self.hedge_after is not None:
-            if not self.hedge_after > 0:
-                raise ValueError(f"hedge_after is {self.hedge_after!r} s; it must be above 0, or None")
+            self.hedge_after = options.seconds("hedge_after", self.hedge_after, above=True, unless="None")
             if not self.idempotent:
                 raise ValueError("hedge_after needs idempotent=True: a hedged call may be executed twice")
+
+    def _chain(self, interceptors: Sequence[Interceptor]) -> tuple[Interceptor, ...]:
+        return chain(interceptors, coroutines=inspect.iscoroutinefunction(getattr(type(self), "call", None)))
 
     def prepare(
         self,
@@ -126,7 +130,7 @@ class BaseClient:
             "idempotent": idempotent,
             "hedge_after": hedge_after,
             "metadata": metadata,
-            "interceptors": interceptors if interceptors is _UNSET else chain(interceptors),
+            "interceptors": interceptors if interceptors is _UNSET else self._chain(interceptors),
         }
         client.__dict__.update((name, value) for name, value in given.items() if value is not _UNSET)
         client._check_options()

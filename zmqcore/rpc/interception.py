@@ -10,7 +10,8 @@ the operation itself. What it returns or raises is what the caller gets::
         finally:
             print(operation.method, time.monotonic() - started)
 
-For an AsyncClient and an AsyncServer it is a coroutine function, which awaits what ``proceed`` returns.
+For an AsyncClient and an AsyncServer it is a coroutine function, which awaits what ``proceed`` returns; or a plain
+function that returns something to be awaited.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterat
 from dataclasses import dataclass, field
 from typing import Any
 
+from zmqcore import options
 from zmqcore.rpc.metadata import metadata
 from zmqcore.rpc.producer import is_stream
 
@@ -48,13 +50,23 @@ class Operation:
 Operate = Callable[[Operation], Any]
 
 
-def chain(interceptors: Iterable[Interceptor]) -> tuple[Interceptor, ...]:
-    """Return ``interceptors`` as a tuple. Raises TypeError for one that cannot be called."""
-    made = tuple(interceptors)
+def chain(interceptors: Iterable[Interceptor], *, coroutines: bool) -> tuple[Interceptor, ...]:
+    """Return ``interceptors`` as a tuple. Raises TypeError for one that cannot be called.
+
+    Without ``coroutines`` also for a coroutine function: nobody would await it. With them a plain function will do,
+    which returns what can be awaited, such as what ``proceed`` has returned.
+    """
+    made = tuple(options.instance("interceptors", interceptors, Iterable, "a list of functions"))
     for each in made:
         if not callable(each):
             raise TypeError(
                 f"an interceptor is called with an operation and proceed; {each!r} cannot be called"
+            )
+        if not coroutines and (
+            inspect.iscoroutinefunction(each) or inspect.iscoroutinefunction(type(each).__call__)
+        ):
+            raise TypeError(
+                f"the interceptor {each!r} is a coroutine function: those are for an AsyncClient and an AsyncServer"
             )
     return made
 

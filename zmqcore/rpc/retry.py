@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from zmqcore import errors
+from zmqcore import errors, options
 from zmqcore.rpc.balancing import Target
 from zmqcore.rpc.deadline import seconds_until
 
@@ -21,6 +21,8 @@ Retryable = (errors.Unreachable, errors.PeerLost, errors.Overloaded)
 _PAUSE, _PAUSE_MAX = 0.02, 0.5
 #: How many retries a family of clients has in hand at most, so that those with little traffic can retry at all.
 _RESERVE = 10.0
+#: The longest pause, in seconds: a day.
+_LONGEST = 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +41,18 @@ class Retry:
     budget: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.attempts < 1:
-            raise ValueError(f"attempts is {self.attempts!r}; it must be 1 at least, which is no retry")
-        if not 0 < self.backoff <= self.backoff_max:
+        checked = {
+            "attempts": options.whole("attempts", self.attempts, 1),
+            "backoff": options.seconds("backoff", self.backoff, 0, _LONGEST, above=True),
+            "backoff_max": options.seconds("backoff_max", self.backoff_max, 0, _LONGEST, above=True),
+            "budget": options.number("budget", self.budget, 0, 1),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+        if self.backoff > self.backoff_max:
             raise ValueError(
-                f"backoff is {self.backoff!r} s and backoff_max {self.backoff_max!r} s; 0 < backoff <= backoff_max"
+                f"backoff is {self.backoff!r} s; it must be at most backoff_max, {self.backoff_max!r} s"
             )
-        if not 0 <= self.budget <= 1:
-            raise ValueError(f"budget is {self.budget!r}; it must be between 0 and 1")
 
     def pause(self, retry: int) -> float:
         """Return how long to wait before the ``retry``-th retry, counted from 1, in seconds: a random time."""

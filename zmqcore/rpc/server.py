@@ -12,7 +12,7 @@ from typing import Any, Self
 from zmqcore._port import Port
 from zmqcore.node import Node
 from zmqcore.rpc import sigterm
-from zmqcore.rpc.backlog import Backlog, OnFull, check_queue
+from zmqcore.rpc.backlog import Backlog, OnFull, check_queue, check_workers
 from zmqcore.rpc.executor import Inline, Threads
 from zmqcore.rpc.interception import Interceptor
 from zmqcore.rpc.service import Service
@@ -54,17 +54,9 @@ class Server(Service):
         lease: float = 10.0,
         interceptors: Sequence[Interceptor] = (),
     ) -> None:
-        if workers < 0:
-            raise ValueError(f"workers is {workers}; 0 runs handlers on the receiving thread, N on N threads")
-        check_queue(queue_size, on_full)
-        if on_full == "reject" and not workers:
-            raise ValueError(
-                "on_full is 'reject' and workers is 0: then there is no queue; give workers=1 at least"
-            )
+        self._workers = check_workers(workers, on_full)
+        self._queue_size, self._on_full = check_queue(queue_size, on_full)
         super().__init__(topic, endpoints, node, server, bind, lease, interceptors, coroutines=False)
-        self._workers = workers
-        self._queue_size = queue_size
-        self._on_full = on_full
         self.renew()
 
     def renew(self) -> None:

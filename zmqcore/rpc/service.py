@@ -10,10 +10,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from zmqcore import options
 from zmqcore._port import Port
 from zmqcore._version import __version__
-from zmqcore.endpoint import Endpoint
+from zmqcore.endpoint import Endpoint, in_option
 from zmqcore.matchmaker import Lease, Member
+from zmqcore.matchmaker.session import check_ttl
 from zmqcore.node import Node, default_node
 from zmqcore.rpc.dispatcher import Dispatcher, public_methods, signature_text
 from zmqcore.rpc.forked import renew_in_child
@@ -38,19 +40,21 @@ class Service(ABC):
         *,
         coroutines: bool,
     ) -> None:
-        self._node = node if node is not None else default_node()
+        self._node = (
+            default_node() if node is None else options.instance("node", node, Node, "a Node, or None")
+        )
         topic = Topic.of(topic)
         name = server or topic.server or f"{socket.gethostname()}:{os.getpid()}"
         self.topic = Topic(topic.name, name, topic.exchange)
         self.instance = ""
-        self._bind = (bind,) if isinstance(bind, str) else bind
-        self._lease_ttl = lease
+        self._bind = None if bind is None else in_option("bind", bind, bind=True)
+        self._lease_ttl = check_ttl("lease", lease)
         self._port: Port | None = None
         self._lease: Lease | None = None
         self._started_at: float | None = None
         methods = public_methods(*endpoints, coroutines=coroutines)
-        if interceptors:
-            steps = chain(interceptors)
+        steps = chain(interceptors, coroutines=coroutines)
+        if steps:
             methods = {
                 name: intercepted(name, method, steps, coroutines=coroutines)
                 for name, method in methods.items()
