@@ -33,7 +33,7 @@ from zmqcore.matchmaker import Matchmaker, open_matchmaker
 from zmqcore.redelivery import Redelivery
 from zmqcore.runtime_dir import runtime_directory
 
-__all__ = ["Node", "Owned", "called_back", "default_node"]
+__all__ = ["Node", "Owned", "called_back", "default_matchmaker", "default_node"]
 
 _logger = logging.getLogger("zmqcore.node")
 
@@ -431,8 +431,13 @@ def default_node() -> Node:
     global _default
     with _default_lock:
         if _default is None or _default._closed:
-            _default = Node(os.environ.get("ZMQCORE_MATCHMAKER") or "local://")
+            _default = Node(default_matchmaker())
         return _default
+
+
+def default_matchmaker() -> str:
+    """Return the URL of the default node's matchmaker."""
+    return os.environ.get("ZMQCORE_MATCHMAKER") or "local://"
 
 
 def _after_fork_in_child() -> None:

@@ -29,6 +29,10 @@ def slow(seconds):
 
 def pid():
     return os.getpid()
+
+def liveness():
+    import zmqcore.node
+    return [node.liveness for node in zmqcore.node._nodes]
 """
 
 
@@ -50,6 +54,12 @@ def test_it_announces_every_process(shop: Shop) -> None:
     assert registered(shop) == pids
     for each in announced["processes"]:
         assert shop.run("call", "--connect", each["endpoints"][0], "inventory", "pid").json == each["pid"]
+
+
+@pytest.mark.parametrize("processes", [[], ["--processes", "2"]])
+def test_liveness(shop: Shop, processes: list[str]) -> None:
+    shop.serve("late", *processes, "--liveness", "0.75")
+    assert shop.run("call", "inventory", "liveness").json == [0.75]
 
 
 def test_text_for_people_names_the_processes(shop: Shop, ended: Ended) -> None:
@@ -134,6 +144,7 @@ def test_one_that_is_killed_is_started_again(shop: Shop, ended: Ended) -> None:
     ("words", "code", "complaint"),
     [
         (["nowhere"], 2, "no module 'nowhere'"),
+        (["late", "--liveness", "0.05"], 2, "0.05 is not in the range 0.1<=x<=86400"),
         (["late:missing"], 2, "has no 'missing'"),
         (["late", "--bind", "tcp://127.0.0.1:5555"], 2, "cannot share tcp://127.0.0.1:5555"),
         (["late", "--workers", "0", "--on-full", "reject"], 2, "needs --workers 1"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import logging
 import os
 import re
@@ -16,7 +17,19 @@ from typing import Any
 
 import pytest
 
-from zmqcore import AsyncClient, Client, InvalidEndpoint, Node, Overloaded, PeerLost, ServerProcesses
+from zmqcore import (
+    AsyncClient,
+    Client,
+    InvalidEndpoint,
+    Limits,
+    MatchmakerError,
+    Node,
+    Overloaded,
+    PayloadTooLarge,
+    PeerLost,
+    ServerProcesses,
+)
+from zmqcore.codec import get_codec
 from zmqcore.rpc.processes import restart_delay
 from zmqcore.rpc.target import NotServable
 
@@ -31,6 +44,7 @@ SERVERS = int(os.environ.get("ZMQCORE_RESTART_SERVERS", "4"))
 MODULE = '''
 """What the processes serve."""
 import asyncio, os, pathlib, time
+import zmqcore.node
 
 HERE = pathlib.Path(__file__).parent
 
@@ -38,6 +52,17 @@ if HERE.joinpath("broken").exists():
     raise RuntimeError("it is broken today")
 if HERE.joinpath("vanish").exists():
     os._exit(7)
+if HERE.joinpath("uvloop").exists():
+    import uvloop
+    asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
+
+
+def doubled(operation, proceed):
+    return 2 * proceed(operation)
+
+
+async def doubled_async(operation, proceed):
+    return 2 * await proceed(operation)
 
 
 class Work:
@@ -46,6 +71,9 @@ class Work:
 
     def pid(self):
         return os.getpid()
+
+    def nodes(self):
+        return [[node.liveness, node.window_messages, node.limits.depth] for node in zmqcore.node._nodes]
 
     def sleep(self, seconds):
         HERE.joinpath(f"asleep-{os.getpid()}-{time.monotonic_ns()}").touch()
@@ -73,6 +101,9 @@ class Coroutines:
         HERE.joinpath(f"asleep-{os.getpid()}-{time.monotonic_ns()}").touch()
         await asyncio.sleep(seconds)
         return "slept"
+
+    async def loop(self):
+        return type(asyncio.get_running_loop()).__module__
 
     def block(self, seconds):
         HERE.joinpath(f"asleep-{os.getpid()}-{time.monotonic_ns()}").touch()
@@ -139,6 +170,49 @@ def test_options_reach_the_servers(processes: Processes, client: Client, module:
     more = [client.submit("echo", number) for number in range(3)]
     assert [type(future.exception()) for future in more] == [type(None), Overloaded, Overloaded]
     assert sleeping.result() == "slept"
+
+
+def test_options_of_the_node(processes: Processes, client: Client) -> None:
+    processes(
+        2, node={"liveness": 0.75, "window_messages": 9, "limits": Limits(depth=12), "codec": "msgpack"}
+    )
+    assert client.call("nodes") == [[0.75, 9, 12]]
+    with pytest.raises(PayloadTooLarge, match="12"):
+        client.call("echo", [[[[[[[[[[[[0]]]]]]]]]]]])
+
+
+@pytest.mark.parametrize(
+    ("target", "interceptor"), [("Work", "doubled"), ("Coroutines", "doubled_async"), ("Coroutines", None)]
+)
+def test_interceptors_by_name(
+    processes: Processes, client: Client, target: str, interceptor: str | None
+) -> None:
+    names = [f"zmqcore_test_work:{interceptor}"] if interceptor else []
+    processes(1, f"zmqcore_test_work:{target}", interceptors=names)
+    assert client.call("sleep", 0.0) == ("sleptslept" if interceptor else "slept")
+
+
+@pytest.mark.parametrize("name", ["nowhere", "zmqcore_test_work:missing", "zmqcore_test_work:HERE"])
+def test_interceptors_that_are_none(processes: Processes, name: str) -> None:
+    with pytest.raises((NotServable, ChildProcessError), match="no module|has no|cannot be called"):
+        processes(1, interceptors=[name])
+
+
+@pytest.mark.skipif(importlib.util.find_spec("uvloop") is None, reason="uvloop is not installed")
+def test_coroutines_run_on_the_loop_that_the_module_asks_for(
+    processes: Processes, client: Client, module: Path
+) -> None:
+    module.joinpath("uvloop").touch()
+    processes(1, "zmqcore_test_work:Coroutines")
+    assert client.call("loop").partition(".")[0] == "uvloop"
+
+
+def test_the_level_of_the_log_by_its_name(
+    processes: Processes, client: Client, capfd: pytest.CaptureFixture[str]
+) -> None:
+    processes(1, log_level="DEBUG").stop()
+    assert "zmqcore.server" in capfd.readouterr().err
+    assert client.members() == ()
 
 
 def test_coroutines_run_on_a_loop(processes: Processes, client: Client) -> None:
@@ -235,10 +309,24 @@ def test_each_takes_a_port_of_its_own(processes: Processes) -> None:
         ({"processes": 0}, "processes is 0"),
         ({"queue_size": 0}, "queue_size is 0"),
         ({"on_full": "drop"}, "on_full is 'drop'"),
+        ({"on_full": "reject", "workers": 0}, "give workers=1"),
+        ({"lease": 0}, "lease is 0"),
+        ({"drain_timeout": -1}, "drain_timeout is -1"),
+        ({"log_level": "x"}, "log_level is 'x'; it must be 'CRITICAL' or"),
+        ({"matchmaker": "foo"}, "no matchmaker can be made from 'foo'"),
+        ({"node": 5}, "node is 5; it must be a mapping"),
+        ({"node": {"livenes": 1.0}}, "unexpected keyword argument 'livenes'"),
+        ({"node": {"liveness": "a"}}, "liveness is 'a'"),
+        ({"node": {"window_messages": 0}}, "window_messages is 0"),
+        ({"node": {"codec": "json"}}, "no codec is named 'json'"),
+        ({"node": {"codec": get_codec("msgpack")}}, "cannot be given to another process"),
+        ({"node": {"matchmaker": "local://"}}, "node has matchmaker, which is an option of ServerProcesses"),
+        ({"interceptors": [print]}, "must be a list of texts, MODULE:OBJECT each"),
+        ({"interceptors": "a:b"}, "must be a list of texts, MODULE:OBJECT each"),
     ],
 )
 def test_options_are_checked_before_anything_is_started(options: dict[str, Any], complaint: str) -> None:
-    with pytest.raises(ValueError, match=complaint):
+    with pytest.raises((ValueError, TypeError, MatchmakerError), match=complaint):
         ServerProcesses("t", "zmqcore_test_work:Work", **options)
 
 

@@ -82,10 +82,15 @@ class _Number(click.FloatRange):
 
 
 def seconds_option(
-    *names: str, help: str, default: float, above_zero: bool = False, most: float = _LONGEST_SECONDS
+    *names: str,
+    help: str,
+    default: float,
+    least: float = 0,
+    above_zero: bool = False,
+    most: float = _LONGEST_SECONDS,
 ) -> Callable[[_Function], _Function]:
-    """Return the option for a duration of 0 to *most* seconds."""
-    number = _Number(min=0, min_open=above_zero, max=most)
+    """Return the option for a duration of *least* to *most* seconds."""
+    number = _Number(min=least, min_open=above_zero, max=most)
     return click.option(*names, type=number, default=default, show_default=True, metavar="SECONDS", help=help)
 
 

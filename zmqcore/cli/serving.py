@@ -184,6 +184,13 @@ after the other, so that the topic is served all the time.
     "-p",
     help="Serve in so many processes, and start again those that die. Default: in this process.",
 )
+@seconds_option(
+    "--liveness",
+    default=5.0,
+    least=0.1,
+    most=86_400.0,
+    help="After how long a client that is cut off is let go, and a server that a method calls is lost.",
+)
 @seconds_option("--drain", default=10.0, help="How long the end may wait for methods that still run.")
 @click.option("--verbose", "-v", count=True, help="Log to standard error; twice for more.")
 @matchmaker_option
@@ -194,6 +201,7 @@ def serve(
     exchange: str,
     matchmaker: str,
     processes: int | None,
+    liveness: float,
     drain: float,
     verbose: int,
     json_wanted: bool | None,
@@ -208,15 +216,17 @@ def serve(
         )
     output = Output(json_wanted)
     options["bind"] = options["bind"] or None
+    node = {"liveness": liveness}
     full = Topic(topic, exchange=exchange)
     with _in_path(str(Path.cwd())):
         if processes is None:
-            return _serve_here(output, full, target, matchmaker, drain, options)
+            return _serve_here(output, full, target, matchmaker, node, drain, options)
         several = ServerProcesses(
             full,
             target,
             processes=processes,
             matchmaker=matchmaker,
+            node=node,
             drain_timeout=drain,
             log_level=log_level,
             **options,
@@ -225,7 +235,13 @@ def serve(
 
 
 def _serve_here(
-    output: Output, topic: Topic, target: str, matchmaker: str, drain: float, options: dict[str, Any]
+    output: Output,
+    topic: Topic,
+    target: str,
+    matchmaker: str,
+    node_options: dict[str, Any],
+    drain: float,
+    options: dict[str, Any],
 ) -> int:
     """Serve in this process until a signal comes."""
     files = _SocketFiles()
@@ -235,7 +251,7 @@ def _serve_here(
             endpoint = _imported(target)
         except _Ended:
             _end_now(signals.number)
-        with Node(matchmaker=matchmaker) as node:
+        with Node(matchmaker, **node_options) as node:
             running = server_for(topic, endpoint, node, **options)
             try:
                 running.start()

@@ -6,6 +6,7 @@ import asyncio
 import concurrent.futures
 import inspect
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 from zmqcore.matchmaker import Member
@@ -13,6 +14,7 @@ from zmqcore.node import Node
 from zmqcore.rpc import sigterm
 from zmqcore.rpc.async_server import AsyncServer
 from zmqcore.rpc.dispatcher import public_methods
+from zmqcore.rpc.interception import Interceptor
 from zmqcore.rpc.request_log import request_log
 from zmqcore.rpc.server import Server
 from zmqcore.topic import Topic
@@ -99,7 +101,14 @@ class LoopServer:
 
 
 def server_for(
-    topic: Topic, endpoint: Any, node: Node, *, workers: int, max_concurrency: int, **options: Any
+    topic: Topic,
+    endpoint: Any,
+    node: Node,
+    *,
+    workers: int,
+    max_concurrency: int,
+    interceptors: Sequence[Interceptor] = (),
+    **options: Any,
 ) -> Server | LoopServer:
     """Return the server that suits ``endpoint``: with threads, or with a loop if it has coroutine functions.
 
@@ -108,7 +117,9 @@ def server_for(
     """
     methods = public_methods(endpoint, coroutines=True).values()
     if any(inspect.iscoroutinefunction(method) or inspect.isasyncgenfunction(method) for method in methods):
-        log = request_log(coroutines=True)
-        return LoopServer(topic, endpoint, node, max_concurrency=max_concurrency, interceptors=log, **options)
-    log = request_log(coroutines=False)
-    return Server(topic, endpoint, node=node, workers=workers, interceptors=log, **options)
+        steps = (*request_log(coroutines=True), *interceptors)
+        return LoopServer(
+            topic, endpoint, node, max_concurrency=max_concurrency, interceptors=steps, **options
+        )
+    steps = (*request_log(coroutines=False), *interceptors)
+    return Server(topic, endpoint, node=node, workers=workers, interceptors=steps, **options)

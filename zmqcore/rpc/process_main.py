@@ -16,10 +16,11 @@ import threading
 import traceback
 from typing import Any, NoReturn
 
-from zmqcore.node import Node, default_node
+from zmqcore.codec import Limits
+from zmqcore.node import Node, default_matchmaker, default_node
 from zmqcore.rpc.loop_server import LoopServer, server_for
 from zmqcore.rpc.server import Server
-from zmqcore.rpc.target import NotServable, load_endpoint
+from zmqcore.rpc.target import NotServable, load_endpoint, load_object
 from zmqcore.topic import Topic
 
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s [%(process)d]: %(message)s"
@@ -108,6 +109,15 @@ def _load(target: str) -> Any:
         raise NotServable(f"{target} cannot be loaded: {type(exc).__name__}: {exc}") from exc
 
 
+def _node(matchmaker: str | None, options: dict[str, Any]) -> Node:
+    """Return the node of this process: the default one, unless something is said about it."""
+    if not matchmaker and not options:
+        return default_node()
+    if "limits" in options:
+        options["limits"] = Limits(**options["limits"])
+    return Node(matchmaker or default_matchmaker(), **options)
+
+
 def _serve(parent: _Parent, config: dict[str, Any]) -> int:
     stopping = _Stopping(parent, config["drain_timeout"])
     sys.path[:] = config["path"]
@@ -115,8 +125,10 @@ def _serve(parent: _Parent, config: dict[str, Any]) -> int:
         logging.basicConfig(level=config["log_level"], format=_LOG_FORMAT)
     try:
         endpoint = _load(config["target"])
-        node = Node(config["matchmaker"]) if config["matchmaker"] else default_node()
-        server = server_for(Topic(*config["topic"]), endpoint, node, **config["options"])
+        interceptors = [load_object(name) for name in config["interceptors"]]
+        node = _node(config["matchmaker"], config["node"])
+        topic = Topic(*config["topic"])
+        server = server_for(topic, endpoint, node, interceptors=interceptors, **config["options"])
         try:
             server.start()
         except Exception:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import logging
 import os
@@ -13,15 +14,20 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral, Real
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from zmqcore import errors
-from zmqcore.endpoint import Endpoint
+from zmqcore import errors, options
+from zmqcore.codec import Limits
+from zmqcore.endpoint import Endpoint, in_option
+from zmqcore.matchmaker import open_matchmaker
+from zmqcore.matchmaker.session import check_ttl
+from zmqcore.node import Node
 from zmqcore.rpc import sigterm
-from zmqcore.rpc.backlog import OnFull, check_queue
+from zmqcore.rpc.backlog import OnFull, check_queue, check_workers
 from zmqcore.rpc.forked import renew_in_child
 from zmqcore.rpc.target import NotServable
 from zmqcore.topic import Topic
@@ -44,13 +50,55 @@ def restart_delay(failures: int) -> float:
     return min(_DELAY * 2.0 ** min(failures, 16), _DELAY_MAX)
 
 
-def _check_bind(bind: Iterable[str]) -> None:
-    for text in bind:
+def _check_bind(bind: Any) -> list[str] | None:
+    if bind is None:
+        return None
+    texts = in_option("bind", bind, bind=True)
+    for text in texts:
         endpoint = Endpoint.parse(text, bind=True)
         if endpoint.port is not None or (endpoint.transport != "tcp" and not endpoint.is_wildcard):
             raise errors.InvalidEndpoint(
                 f"processes cannot share {text}: leave the choice to each of them, as in tcp://HOST:* or ipc://*"
             )
+    return list(texts)
+
+
+def _check_node(node: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the options of a node as they go to another process, in JSON. Raises what Node does."""
+    given = (
+        {} if node is None else dict(options.instance("node", node, Mapping, "a mapping of a Node's options"))
+    )
+    for name in ("matchmaker", "bind"):
+        if name in given:
+            raise ValueError(f"node has {name}, which is an option of ServerProcesses itself")
+    if given:
+        Node("memory://", **given).close()
+    plain: dict[str, Any] = json.loads(json.dumps(given, default=_as_json))
+    return plain
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, Limits):
+        return dataclasses.asdict(value)
+    if isinstance(value, Real):  # of another kind than Python's own, such as NumPy's
+        return int(value) if isinstance(value, Integral) else float(value)
+    raise TypeError(f"node has {value!r}, which cannot be given to another process")
+
+
+def _check_level(level: int | str | None) -> int | None:
+    if level is None:
+        return None
+    if isinstance(level, str):
+        return logging.getLevelNamesMapping()[
+            options.choice("log_level", level, *logging.getLevelNamesMapping())
+        ]
+    return options.whole("log_level", level, 0)
+
+
+def _check_names(interceptors: Sequence[str]) -> list[str]:
+    if isinstance(interceptors, str) or not all(isinstance(each, str) for each in interceptors):
+        raise TypeError(f"interceptors is {interceptors!r}; it must be a list of texts, MODULE:OBJECT each")
+    return list(interceptors)
 
 
 class ServerProcesses:
@@ -60,11 +108,15 @@ class ServerProcesses:
 
     ``target``: ``"MODULE:OBJECT"``, which each process imports: an object, a class (made without arguments), a
     function, or, without OBJECT, a module. ``processes``: default, the number of CPUs. ``matchmaker``: a URL; default,
-    that of the default node. ``server``: the processes are named ``server-1``, ``server-2``, …; default, the
+    that of the default node. ``node``: other options of each process's :class:`Node`, by name: ``{"liveness": 2.0}``;
+    ``codec`` by its name. ``server``: the processes are named ``server-1``, ``server-2``, …; default, the
     topic's, or ``host:pid``.
     ``bind``: each process listens there, so the port must be ``*``. ``drain_timeout``: how long, in seconds, a process
     drains that gets SIGTERM by itself, or whose parent has died. ``log_level``: if given, each process logs to standard
-    error from this level on. The other options are those of these servers.
+    error from this level on. ``interceptors``: each as ``"MODULE:OBJECT"``. The other options are those of these
+    servers.
+
+    Raises ValueError or TypeError for an option that cannot be, MatchmakerError for a URL that is none.
 
     A process that dies is started again, after a pause that doubles from 0.1 to 10 s while it does not live for 10 s.
     When this process dies, the others drain and end.
@@ -80,6 +132,7 @@ class ServerProcesses:
         *,
         processes: int | None = None,
         matchmaker: str | None = None,
+        node: Mapping[str, Any] | None = None,
         server: str | None = None,
         workers: int = 4,
         max_concurrency: int = 1024,
@@ -87,30 +140,32 @@ class ServerProcesses:
         queue_size: int = 1024,
         on_full: OnFull = "wait",
         lease: float = 10.0,
+        interceptors: Sequence[str] = (),
         drain_timeout: float = 10.0,
-        log_level: int | None = None,
+        log_level: int | str | None = None,
     ) -> None:
-        self.processes = (os.cpu_count() or 1) if processes is None else processes
-        if self.processes < 1:
-            raise ValueError(f"processes is {processes}; it must be at least 1")
-        check_queue(queue_size, on_full)
-        if isinstance(bind, str):
-            bind = (bind,)
-        _check_bind(bind or ())
+        self.processes = (
+            (os.cpu_count() or 1) if processes is None else options.whole("processes", processes, 1)
+        )
+        queue_size, on_full = check_queue(queue_size, on_full)
+        if matchmaker is not None:
+            open_matchmaker(matchmaker)
         self.topic = Topic.of(topic)
         self._server = server or self.topic.server
         self._config = {
             "target": target,
             "matchmaker": matchmaker,
-            "drain_timeout": drain_timeout,
-            "log_level": log_level,
+            "node": _check_node(node),
+            "interceptors": _check_names(interceptors),
+            "drain_timeout": options.seconds("drain_timeout", drain_timeout, 0, 1e9),
+            "log_level": _check_level(log_level),
             "options": {
-                "workers": workers,
-                "max_concurrency": max_concurrency,
-                "bind": None if bind is None else list(bind),
+                "workers": check_workers(workers, on_full),
+                "max_concurrency": options.whole("max_concurrency", max_concurrency, 1),
+                "bind": _check_bind(bind),
                 "queue_size": queue_size,
                 "on_full": on_full,
-                "lease": lease,
+                "lease": check_ttl("lease", lease),
             },
         }
         self._alive: set[_Process] = set()

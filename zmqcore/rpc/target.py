@@ -11,7 +11,7 @@ from typing import Any
 
 from zmqcore.rpc.dispatcher import public_methods
 
-__all__ = ["NotServable", "load_endpoint"]
+__all__ = ["NotServable", "load_endpoint", "load_object"]
 
 
 class NotServable(ValueError):
@@ -27,6 +27,20 @@ def load_endpoint(target: str) -> Any:
     Raises NotServable if there is no such module or object, if a class cannot be made without arguments, or if there is
     no method to serve. What the module itself raises while it is imported is passed on.
     """
+    found = load_object(target)
+    if inspect.isclass(found):
+        found = _made(found, target)
+    elif inspect.isroutine(found):
+        found = {found.__name__: found}
+    try:
+        public_methods(found, coroutines=True)
+    except TypeError as exc:
+        raise NotServable(f"{target}: {exc}") from exc
+    return found
+
+
+def load_object(target: str) -> Any:
+    """Import *target*, ``MODULE:OBJECT`` or ``MODULE``, and return it as it is. Raises as load_endpoint() does."""
     module_name, colon, path = target.partition(":")
     if not module_name or (colon and not path) or module_name.endswith(".py") or "/" in module_name:
         raise NotServable(
@@ -41,14 +55,6 @@ def load_endpoint(target: str) -> Any:
             raise NotServable(
                 f"{module_name} has no {path!r}" + (f"; it has {public}" if public else "")
             ) from exc
-    if inspect.isclass(found):
-        found = _made(found, target)
-    elif inspect.isroutine(found):
-        found = {found.__name__: found}
-    try:
-        public_methods(found, coroutines=True)
-    except TypeError as exc:
-        raise NotServable(f"{target}: {exc}") from exc
     return found
 
 
