@@ -121,8 +121,7 @@ cdef class Port(Answerer):
         except BaseException:
             files = _socket_files(bound)
             socket.close(linger=0)
-            for path, inode in files:
-                _remove(path, inode)
+            _remove(files)
             raise
         self.endpoints = tuple(bound)
         self.socket_files = _socket_files(bound)
@@ -397,6 +396,14 @@ cdef class Port(Answerer):
                         request = request.newer
         finally:
             self._unlock()
+
+    def remove_files(self) -> None:
+        """Remove the files of ipc endpoints, as closing does: nobody can connect any more.
+
+        For who is about to end the process, at any point of the program: it takes no lock.
+        """
+        if self.shared.generation == fork_generation():
+            _remove(self.socket_files)
 
     @property
     def is_closed(self) -> bool:
@@ -1038,8 +1045,7 @@ cdef class Port(Answerer):
             self.outbox.close()
             self.waiter = None      # its eventfd goes too, however long somebody keeps the port or a request
             self.shared.take_socket().close()
-            for path, inode in self.socket_files:
-                _remove(path, inode)
+            _remove(self.socket_files)
         return 0
 
 
@@ -1049,10 +1055,11 @@ def _socket_files(endpoints):
     return [(path, os.stat(path).st_ino) for path in paths if not path.startswith("@")]
 
 
-def _remove(path, inode):
-    """Remove a socket file, unless another server has bound the path since. libzmq leaves it behind."""
-    try:
-        if os.stat(path).st_ino == inode:
-            os.unlink(path)
-    except OSError:
-        pass
+def _remove(files):
+    """Remove socket files, unless another server has bound the path since. libzmq leaves them behind."""
+    for path, inode in files:
+        try:
+            if os.stat(path).st_ino == inode:
+                os.unlink(path)
+        except OSError:
+            pass

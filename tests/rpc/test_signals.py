@@ -159,16 +159,18 @@ def test_sigterm_drains(
 
 @ALL
 def test_a_second_sigterm_ends_it_at_once(
-    serving: Serving, client: Client, running: Running, until: Until, program: tuple[str, ...]
+    serving: Serving, client: Client, running: Running, until: Until, runtime: Path, program: tuple[str, ...]
 ) -> None:
     process = serving(*program, drain=600.0)
     sleeping = _called(process, client, running, 600.0)
+    assert list(runtime.glob("*.sock"))
     process.send_signal(signal.SIGTERM)
     until(lambda: client.members() == ())
     assert process.poll() is None, "it does not wait for what runs"
     process.send_signal(signal.SIGTERM)
     assert _ended(process) == (-signal.SIGTERM, "", "")
     assert isinstance(sleeping.join(), PeerLost)
+    assert list(runtime.glob("*.sock")) == []
 
 
 @ALL

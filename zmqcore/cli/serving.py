@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, Self
@@ -27,7 +27,6 @@ from zmqcore.cli.options import (
 )
 from zmqcore.cli.outcome import Exit, exit_codes_help
 from zmqcore.cli.output import Output, note
-from zmqcore.endpoint import Endpoint
 from zmqcore.rpc.loop_server import LoopServer, server_for
 from zmqcore.rpc.target import NotServable, load_endpoint
 
@@ -79,26 +78,6 @@ def _end_now(number: int) -> NoReturn:
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
     os._exit(128 + number)
-
-
-class _SocketFiles:
-    """The files of the ipc sockets that a server has bound: libzmq leaves them where they are."""
-
-    def __init__(self) -> None:
-        self._bound: dict[Path, int] = {}
-
-    def add(self, endpoints: Iterable[str]) -> None:
-        """Remember the files of these endpoints, which are bound now."""
-        for endpoint in map(Endpoint.parse, endpoints):
-            if endpoint.is_local_ipc and endpoint.path.startswith("/"):  # not @name, which is no file
-                self._bound[Path(endpoint.path)] = Path(endpoint.path).stat().st_ino
-
-    def remove(self) -> None:
-        """Remove those that are still ours: a server that was started meanwhile may have bound one anew."""
-        for path, inode in self._bound.items():
-            with contextlib.suppress(OSError):
-                if path.stat().st_ino == inode:
-                    path.unlink()
 
 
 @contextlib.contextmanager
@@ -244,7 +223,6 @@ def _serve_here(
     options: dict[str, Any],
 ) -> int:
     """Serve in this process until a signal comes."""
-    files = _SocketFiles()
     # Signals first: one that comes while the module is imported must not leave a traceback.
     with _Signals() as signals:
         try:
@@ -255,7 +233,6 @@ def _serve_here(
             running = server_for(topic, endpoint, node, **options)
             try:
                 running.start()
-                files.add(running.endpoints)
                 _announce(output, running)
                 # Python runs signal handlers between two waits of the main thread, so this ends at once.
                 signals.asked.wait()
@@ -263,10 +240,10 @@ def _serve_here(
                 finished = running.stop(drain=True, timeout=drain)
             except _Ended:
                 # Before the node is closed, which would wait for a port that stop() may not have closed yet.
-                files.remove()
+                running.remove_files()
                 _end_now(signals.number)
-            files.remove()
             if not finished:
+                running.remove_files()
                 _note_unfinished(drain)
                 _end_now(signals.number)
     return Exit.OK

@@ -262,7 +262,8 @@ class AsyncServer(Service):
             with sigterm.sets(over):
                 await over.wait()
         finally:
-            finished = await self.stop(timeout=drain_timeout)
+            with sigterm.first(self.remove_files):
+                finished = await self.stop(timeout=drain_timeout)
         return finished
 
     def stats(self) -> dict[str, Any]:

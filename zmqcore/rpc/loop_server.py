@@ -74,14 +74,19 @@ class LoopServer:
 
     def serve_forever(self, drain_timeout: float = 10.0) -> bool:
         """Serve until stop() is called, Ctrl-C is pressed, or SIGTERM comes; see :meth:`Server.serve_forever`."""
-        try:
-            with sigterm.interrupts():
-                self._over.wait()
-        except KeyboardInterrupt:
-            pass
-        finally:
-            finished = self.stop(timeout=drain_timeout)
+        with sigterm.first(self.remove_files):
+            try:
+                with sigterm.interrupts():
+                    self._over.wait()
+            except KeyboardInterrupt:
+                pass
+            finally:
+                finished = self.stop(timeout=drain_timeout)
         return finished
+
+    def remove_files(self) -> None:
+        """Remove the files of its sockets: the process is about to end without stopping it."""
+        self._server.remove_files()
 
     @property
     def topic(self) -> Topic:

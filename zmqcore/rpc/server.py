@@ -169,13 +169,14 @@ class Server(Service):
         """
         if self._executor is None:
             self.start()
-        try:
-            with sigterm.interrupts():
-                self.wait()
-        except KeyboardInterrupt:
-            pass
-        finally:
-            finished = self.stop(timeout=drain_timeout)
+        with sigterm.first(self.remove_files):
+            try:
+                with sigterm.interrupts():
+                    self.wait()
+            except KeyboardInterrupt:
+                pass
+            finally:
+                finished = self.stop(timeout=drain_timeout)
         return finished
 
     def stats(self) -> dict[str, Any]:

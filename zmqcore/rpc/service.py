@@ -131,6 +131,11 @@ class Service(ABC):
         self._lease = None
         self._started_at = None
 
+    def remove_files(self) -> None:
+        """Remove the files of its sockets: the process is about to end without stopping it."""
+        if self._port is not None:
+            self._port.remove_files()
+
     def _deregister(self) -> None:
         """Leave the matchmaker's registry. Twice is fine."""
         lease, self._lease = self._lease, None

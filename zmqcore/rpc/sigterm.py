@@ -4,14 +4,49 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-__all__ = ["interrupts", "sets"]
+__all__ = ["first", "interrupts", "sets"]
 
 #: Of each loop that hears SIGTERM, what is to be set then. Used on the main thread only.
 _waiting: dict[asyncio.AbstractEventLoop, list[asyncio.Event]] = {}
+#: What is to be done before a SIGTERM ends the process. Used on the main thread only.
+_first: list[Callable[[], None]] = []
+
+
+@contextlib.contextmanager
+def first(act: Callable[[], None]) -> Iterator[None]:
+    """While inside, a SIGTERM that ends the process calls ``act`` first, which may be in the middle of anything.
+
+    Nothing changes but on the main thread, and where the program has no handler of its own.
+    """
+    if threading.current_thread() is not threading.main_thread() or not _would_end():
+        yield
+        return
+    signal.signal(signal.SIGTERM, _end)
+    _first.append(act)
+    try:
+        yield
+    finally:
+        _first.remove(act)
+        if not _first and signal.getsignal(signal.SIGTERM) is _end:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _would_end() -> bool:
+    return signal.getsignal(signal.SIGTERM) in (signal.SIG_DFL, _end)
+
+
+def _end(number: int, _frame: object) -> None:
+    signal.signal(number, signal.SIG_DFL)
+    try:
+        for act in _first:
+            act()
+    finally:
+        os.kill(os.getpid(), number)
 
 
 @contextlib.contextmanager
@@ -39,8 +74,7 @@ def sets(asked: asyncio.Event) -> Iterator[None]:
     """
     loop = asyncio.get_running_loop()
     if loop not in _waiting:
-        main = threading.current_thread() is threading.main_thread()
-        if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        if threading.current_thread() is not threading.main_thread() or not _would_end():
             yield
             return
         loop.add_signal_handler(signal.SIGTERM, _ask, loop)
