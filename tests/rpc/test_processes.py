@@ -194,7 +194,7 @@ def test_interceptors_by_name(
 
 @pytest.mark.parametrize("name", ["nowhere", "zmqcore_test_work:missing", "zmqcore_test_work:HERE"])
 def test_interceptors_that_are_none(processes: Processes, name: str) -> None:
-    with pytest.raises((NotServable, ChildProcessError), match="no module|has no|cannot be called"):
+    with pytest.raises((NotServable, ChildProcessError), match=r"no module|has no|cannot be called"):
         processes(1, interceptors=[name])
 
 
