@@ -1,14 +1,15 @@
 """Sends again what lost channels have left undelivered: accepted messages that are not known to be finished.
 
 It goes to the same endpoint first, which may be back in a moment, and then to whoever else the lane's owner names. One
-thread does that, from the first loss until nothing is left. It never gives a message up because of the time that has
-passed: until it is sent, nothing new can be accepted for that endpoint, so there is never more than what the lost
-channel held.
+thread does that, from the first loss until nothing is left. Of a host that does not answer it tries one member at a
+time, so that they do not keep the others waiting. It never gives a message up because of the time that has passed:
+until it is sent, nothing new can be accepted for that endpoint, so there is never more than what the lost channel held.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import queue
 import threading
 import time
@@ -29,6 +30,9 @@ _logger = logging.getLogger("zmqcore.redelivery")
 _PAUSE, _PAUSE_MAX = 0.02, 1.0
 #: How long one attempt may wait for a connection, and for room in a window: other lanes wait behind it.
 _CONNECT_TIMEOUT, _ROOM_TIMEOUT = 1.0, 0.05
+#: An attempt that took longer than this, in seconds, and failed says that its host may be gone: what else is to go
+#: there counts as failed, too, for so many seconds.
+_LONG, _SILENCE = 0.1, 1.0
 #: What is lost again within so many seconds after it has been sent again counts as a failed attempt.
 _MEMORY = 2.0
 #: How long what belongs together may take to come together, in seconds. Longer than a server usually drains.
@@ -40,11 +44,11 @@ _WARN_INTERVAL = 30.0
 class Destination(Protocol):
     """What the owner of a lane says."""
 
-    def lane_for(self, lane: Lane, elsewhere: bool) -> Lane | None:
+    def lane_for(self, lane: Lane, elsewhere: bool, silent: Callable[[str], bool]) -> Lane | None:
         """Return the lane on which what belongs to ``lane`` is to be sent now; None if nobody is there just now.
 
-        ``elsewhere``: it has been tried at its own endpoint for long enough. Raises Closed when nobody wants it to be
-        sent any more.
+        ``elsewhere``: it has been tried at its own endpoint for long enough. ``silent(endpoint)``: whether its host has
+        just not answered, so that another one is better. Raises Closed when nobody wants it to be sent any more.
         """
 
 
@@ -53,7 +57,7 @@ class _Load:
 
     def __init__(self) -> None:
         self.messages: deque[Retained] = deque()
-        self.due = self.since = 0.0
+        self.due = self.since = self.tried = 0.0
         self.failing_since: float | None = None
         self.pause = _PAUSE
         self.warned = 0.0
@@ -76,6 +80,11 @@ class _Load:
         self.due = time.monotonic() + _MEMORY
 
 
+def _host(endpoint: str) -> str:
+    """Return what members that vanish together have in common."""
+    return endpoint.rpartition(":")[0] if endpoint.startswith("tcp://") else endpoint
+
+
 def _order(message: Retained) -> int:
     return message.order
 
@@ -92,6 +101,9 @@ class Redelivery:
         self.sent_again = self.given_up = 0
         self._inbox: queue.SimpleQueue[list[Retained]] = queue.SimpleQueue()
         self._loads: dict[Lane, _Load] = {}
+        self._silent: dict[
+            str, float
+        ] = {}  # hosts that have not answered, and until when none of them is tried
         self._lanes: weakref.WeakSet[Lane] = weakref.WeakSet()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -172,6 +184,7 @@ class Redelivery:
                 self._attempt_what_is_due()
                 with self._lock:
                     if not self._loads and self._inbox.empty():
+                        self._silent.clear()
                         self._thread = None
                         return
         except BaseException:
@@ -205,11 +218,18 @@ class Redelivery:
                 load.add(some)
 
     def _attempt_what_is_due(self) -> None:
-        for lane, load in tuple(self._loads.items()):
+        """Attempt what is due, first what has not been tried for longest.
+
+        After an attempt that took long something new may have come, whose turn it is then.
+        """
+        for lane, load in sorted(self._loads.items(), key=lambda item: item[1].tried):
             if self._closed:
                 return
-            if load.due <= time.monotonic():
+            started = time.monotonic()
+            if load.due <= started:
                 self._attempt(lane, load)
+                if time.monotonic() - started > _LONG:
+                    return
 
     def _attempt(self, lane: Lane, load: _Load) -> None:
         """Send what can be sent for one lane; note when to try again what cannot."""
@@ -223,10 +243,16 @@ class Redelivery:
             return
         elsewhere = load.failing_since is not None and now - load.failing_since > self.patience
         problem: Exception | str
+        latest = (
+            math.inf
+        )  # those of a silent host come before the one that has found it so, which may be dead alone
         try:
-            target = lane.owner.lane_for(lane, elsewhere)
+            target = lane.owner.lane_for(lane, elsewhere, self._is_silent)
             if target is None:
                 problem = "nobody serves its topic"
+            elif self._is_silent(target.endpoint):
+                host = _host(target.endpoint)
+                problem, latest = f"{host} has just not answered", self._silent[host]
             else:
                 self._send(load, target)
                 load.rest()
@@ -245,6 +271,7 @@ class Redelivery:
         except Exception as exc:  # noqa: BLE001 - the registry, for example; it may be better the next time
             problem = exc
         load.put_off()
+        load.due = min(load.due, latest)
         if now - load.warned > _WARN_INTERVAL and load.pause > 0.5:
             load.warned = now
             _logger.warning(
@@ -254,9 +281,19 @@ class Redelivery:
                 problem,
             )
 
+    def _is_silent(self, endpoint: str) -> bool:
+        return self._silent.get(_host(endpoint), 0.0) > time.monotonic()
+
     def _send(self, load: _Load, target: Lane) -> None:
         assert self.pool is not None
-        channel = self.pool.acquire(target.endpoint, _CONNECT_TIMEOUT)
+        load.tried = time.monotonic()
+        try:
+            channel = self.pool.acquire(target.endpoint, _CONNECT_TIMEOUT)
+        except errors.Unreachable:
+            now = time.monotonic()
+            if now - load.tried > _LONG:
+                self._silent[_host(target.endpoint)] = now + _SILENCE
+            raise
         try:
             while load.messages:
                 channel.send_again(load.messages[0], target, _ROOM_TIMEOUT)

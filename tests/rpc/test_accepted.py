@@ -768,6 +768,33 @@ def test_ten_servers_one_of_them_stopped(record: Record, client_of: Callable[...
     assert client._node.stats()["accepted"]["sent_again"] > 0
 
 
+def test_a_host_that_does_not_answer_is_not_waited_for_once_for_each_of_its_members(
+    record: Record, client_of: Callable[..., Client]
+) -> None:
+    """All of what they had goes to another host's member, after fewer attempts than there are members."""
+    try:
+        socket.create_server(("127.0.0.2", 0)).close()
+    except OSError:
+        pytest.skip("there is no second address on the loopback device")
+    gone = [record.start("tcp://127.0.0.2:*", server={"workers": 0}) for _ in range(8)]
+    alive = record.start("tcp://127.0.0.1:*", server={"workers": 0})
+    endpoints = [server.endpoints[0] for server in (*gone, alive)]
+    client = client_of(*endpoints, node={"liveness": 1.0, "connect_timeout": 0.5}, timeout=PATIENCE)
+    for number in range(100):
+        client.cast("note", "me", number)
+    client.flush(PATIENCE)
+    for server in gone:
+        server.freeze()
+    for number in range(100, 200):
+        client.cast("note", "me", number)
+    pool = client._node.pool
+    before = pool.stats()
+    client.flush(PATIENCE)
+    after = pool.stats()
+    assert sum(after[cause] - before[cause] for cause in ("dead", "abandoned")) < len(gone)
+    record.check(200, twice=False)
+
+
 def test_one_that_kills_its_server_goes_round_with_growing_pauses(
     record: Record, address: str, client_of: Callable[..., Client], tmp_path: Path
 ) -> None:

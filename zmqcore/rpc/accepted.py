@@ -53,13 +53,14 @@ class Lanes:
     def __iter__(self) -> Iterator[Lane]:
         return iter(tuple(self.by_endpoint.values()))
 
-    def lane_for(self, lane: Lane, elsewhere: bool) -> Lane | None:
+    def lane_for(self, lane: Lane, elsewhere: bool, silent: Callable[[str], bool]) -> Lane | None:
         """Say where to send again what belongs to ``lane``: to its own endpoint, ``elsewhere`` to another member's."""
         endpoints = self._endpoints()
         others = [endpoint for endpoint in endpoints if endpoint != lane.endpoint]
         if lane.endpoint in endpoints and not (elsewhere and others):
             return lane
-        return self(random.choice(others)) if others else None
+        answering = [endpoint for endpoint in others if not silent(endpoint)]
+        return self(random.choice(answering or others)) if others else None
 
 
 class OneMember:
@@ -71,7 +72,7 @@ class OneMember:
     def __init__(self, deadline: float | None) -> None:
         self._deadline = deadline
 
-    def lane_for(self, lane: Lane, elsewhere: bool) -> Lane:  # noqa: ARG002 - it has nowhere else to go
+    def lane_for(self, lane: Lane, *_: object) -> Lane:  # it has nowhere else to go
         """Say where to send the copy again. Raises Closed when nobody waits for that any more."""
         if self._deadline is not None and time.monotonic() >= self._deadline:
             raise errors.Closed("the fanout has returned, and has told that the outcome is unknown")
