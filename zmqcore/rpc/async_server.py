@@ -51,7 +51,9 @@ class AsyncServer(Service):
 
     ``max_concurrency``: how many coroutines may run at a time; up to ``queue_size`` more wait for their turn, and
     ``on_full`` says what happens beyond that. A caller that cancels has its coroutine cancelled. These and the other
-    options are those of :class:`Server`.
+    options are those of :class:`Server`. Plain functions run where they are received: none of the three concerns them,
+    they are never rejected, and with nothing but such functions ``on_full="reject"`` is a ValueError. With
+    ``interceptors`` they run as tasks, too.
 
     Use it by ``async with``, or call start() and stop(). It belongs to the loop that has started it; one that was
     stopped can be started again. A plain function that blocks stops the whole loop, and what comes meanwhile is not
