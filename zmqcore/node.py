@@ -111,9 +111,9 @@ class Node:
     ) -> None:
         self._identity = ""  # made when first asked for
         self.host = socket.gethostname()
-        self.limits = (
-            Limits() if limits is None else options.instance("limits", limits, Limits, "Limits, or None")
-        )
+        if limits is None:
+            limits = Limits()
+        self.limits = options.instance("limits", limits, Limits, "Limits, or None")
         self.codec = self._make_codec(codec)
         self.bind = None if bind is None else endpoints.in_option("bind", bind, bind=True)
         self.spin = options.seconds("spin", spin, 0, 1)

@@ -101,9 +101,8 @@ class Redelivery:
         self.sent_again = self.given_up = 0
         self._inbox: queue.SimpleQueue[list[Retained]] = queue.SimpleQueue()
         self._loads: dict[Lane, _Load] = {}
-        self._silent: dict[
-            str, float
-        ] = {}  # hosts that have not answered, and until when none of them is tried
+        #: Hosts that have not answered, and until when nobody there is tried.
+        self._silent: dict[str, float] = {}
         self._lanes: weakref.WeakSet[Lane] = weakref.WeakSet()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -243,15 +242,14 @@ class Redelivery:
             return
         elsewhere = load.failing_since is not None and now - load.failing_since > self.patience
         problem: Exception | str
-        latest = (
-            math.inf
-        )  # those of a silent host come before the one that has found it so, which may be dead alone
+        latest = math.inf
         try:
             target = lane.owner.lane_for(lane, elsewhere, self._is_silent)
             if target is None:
                 problem = "nobody serves its topic"
             elif self._is_silent(target.endpoint):
                 host = _host(target.endpoint)
+                # Before the one that has found it silent is tried again: that may be dead alone.
                 problem, latest = f"{host} has just not answered", self._silent[host]
             else:
                 self._send(load, target)

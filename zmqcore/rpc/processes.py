@@ -65,8 +65,8 @@ def _check_bind(bind: Any) -> list[str] | None:
 
 def _check_node(node: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return the options of a node as they go to another process, in JSON. Raises what Node does."""
-    given = (
-        {} if node is None else dict(options.instance("node", node, Mapping, "a mapping of a Node's options"))
+    given = dict(
+        options.instance("node", {} if node is None else node, Mapping, "a mapping of a Node's options")
     )
     for name in ("matchmaker", "bind"):
         if name in given:
@@ -89,9 +89,8 @@ def _check_level(level: int | str | None) -> int | None:
     if level is None:
         return None
     if isinstance(level, str):
-        return logging.getLevelNamesMapping()[
-            options.choice("log_level", level, *logging.getLevelNamesMapping())
-        ]
+        names = logging.getLevelNamesMapping()
+        return names[options.choice("log_level", level, *names)]
     return options.whole("log_level", level, 0)
 
 
@@ -144,9 +143,9 @@ class ServerProcesses:
         drain_timeout: float = 10.0,
         log_level: int | str | None = None,
     ) -> None:
-        self.processes = (
-            (os.cpu_count() or 1) if processes is None else options.whole("processes", processes, 1)
-        )
+        if processes is None:
+            processes = os.cpu_count() or 1
+        self.processes = options.whole("processes", processes, 1)
         queue_size, on_full = check_queue(queue_size, on_full)
         if matchmaker is not None:
             open_matchmaker(matchmaker)
