@@ -1,7 +1,8 @@
 """A server in a process of its own that writes down what it runs: ``recorder.py OPTIONS``, a JSON map.
 
 ``note(sender, number, seconds)`` appends "NAME SENDER NUMBER" to ``path``, by one write(2) when it ends: what is killed
-has written whole lines only. A line on stdin has it drain, say whether all was finished, and end.
+has written whole lines only. A line on stdin has it drain, say whether all was finished, and end. What it says is JSON:
+its endpoints, and that.
 """
 
 from __future__ import annotations
@@ -54,9 +55,9 @@ async def serve(options: dict[str, Any]) -> None:
     node = Node(options["matchmaker"])
     server = AsyncServer(options["topic"], recorder, node=node, **options["server"])
     await server.start()
-    say(server.endpoints)
+    say({"endpoints": server.endpoints})
     await asyncio.to_thread(sys.stdin.readline)
-    say(await server.stop())
+    say({"finished": await server.stop()})
     node.close()
 
 
@@ -67,9 +68,9 @@ def main(options: dict[str, Any]) -> None:
     recorder = Recorder(options["path"], options["name"])
     with Node(options["matchmaker"]) as node:
         server = Server(options["topic"], recorder, node=node, **options["server"]).start()
-        say(server.endpoints)
+        say({"endpoints": server.endpoints})
         sys.stdin.readline()
-        say(server.stop())
+        say({"finished": server.stop()})
 
 
 if __name__ == "__main__":

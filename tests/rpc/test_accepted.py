@@ -48,7 +48,7 @@ class RecorderProcess:
             text=True,
             env=os.environ | {"PYTHONPATH": f"{_ROOT}:{_ROOT}/tests"},
         )
-        self.endpoints: list[str] = self.hear() if wait else []
+        self.endpoints: list[str] = self.hear()["endpoints"] if wait else []
 
     def hear(self) -> Any:
         assert self.process.stdout is not None
@@ -61,7 +61,7 @@ class RecorderProcess:
         assert self.process.stdin is not None
         self.process.stdin.write("\n")
         self.process.stdin.flush()
-        assert self.hear() is True, "not everything was finished"
+        assert self.hear()["finished"] is True, "not everything was finished"
         assert self.process.wait(PATIENCE) == 0
 
     def kill(self) -> None:
