@@ -2,8 +2,8 @@
 
 A time is kept as the fastest round of a benchmark: noise only ever adds. It is compared as a multiple of a reference,
 which is measured in the same run and is not zmqcore, so that a slower clock or a neighbour who is there all the time
-cancels out. Instructions are counted, not timed, and repeat to a fraction of a per cent; but they hold for just one set
-of versions, because another Python, libzmq or compiler executes others.
+cancels out. Instructions are counted, not timed, and repeat to a fraction of a per cent, on whatever machine; but they
+hold for just one set of versions, because another Python, libzmq or compiler executes others.
 """
 
 from __future__ import annotations
@@ -154,6 +154,20 @@ def compare_instructions(now: Measured, before: Measured | None) -> list[Row]:
         ratio = None if known is None else count / known
         rows.append(Row(name, "instructions", count, known, ratio, MORE_INSTRUCTIONS))
     return rows
+
+
+def counted_alike(versions: dict[str, str], path: Path) -> Path | None:
+    """Return the baseline to compare instructions with, that of machines like this one if it can be: ``path``.
+
+    Else another one beside it: which machine has counted does not matter, only of which versions. None if all are of
+    others.
+    """
+    others = sorted(other for other in path.parent.glob("*.json") if other != path)
+    for each in [path] * path.exists() + others:
+        stored = Measured.load(each)
+        if stored.instructions and stored.versions == versions:
+            return each
+    return None
 
 
 def changed_versions(now: Measured, before: Measured) -> dict[str, Any]:

@@ -22,6 +22,7 @@ import sys
 import sysconfig
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import msgpack
 import zmq
@@ -33,6 +34,7 @@ from baseline import (
     changed_versions,
     compare_instructions,
     compare_times,
+    counted_alike,
     machine_class,
 )
 from instructions import CannotCount, count_instructions, valgrind_version
@@ -142,28 +144,31 @@ def named(path: Path) -> str:
     return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
 
 
-def introduce(now: Measured, before: Measured | None, path: Path) -> None:
-    """Say what is compared with what."""
+def introduce(now: Measured, before: Measured | None, path: Path, counted: Path | None) -> None:
+    """Say what is compared with what: times with those in ``path``, instructions with those in ``counted``."""
     if before is None:
+        compared = bool(now.instructions and counted)
         print(
-            f"\nNOTHING TO COMPARE WITH: there is no baseline for machines of the class {now.machine}.\n"
-            f"  make bench ARGS=--store     keeps these figures as {named(path)}"
+            f"\n{'NO TIMES' if compared else 'NOTHING'} TO COMPARE WITH: there is no baseline for machines of the class"
+            f" {now.machine}.\n  make bench ARGS=--store     keeps these figures as {named(path)}"
         )
+    else:
+        print(f"\ncompared with {named(path)}")
+    if not now.instructions:
         return
-    print(f"\ncompared with {named(path)}")
-    changed = changed_versions(now, before)
-    if changed and now.instructions:
+    if counted is not None and counted != path:
+        print(f"instructions are compared with {named(counted)}, which is of the same versions")
+    elif counted is None and before is not None:
         listed = ", ".join(
-            f"{name} {then or 'none'} (now {here or 'none'})" for name, (then, here) in changed.items()
+            f"{name} {then or 'none'} (now {here or 'none'})"
+            for name, (then, here) in changed_versions(now, before).items()
         )
-        print(f"INSTRUCTIONS ARE NOT COMPARED: the baseline is of {listed}")
+        print(f"INSTRUCTIONS ARE NOT COMPARED: the baseline is of {listed or 'none'}")
 
 
-def name_gone(now: Measured, before: Measured) -> None:
-    """Say which of the baseline's benchmarks and scenarios there are no more."""
-    pairs = ((now.times_ns, before.times_ns), (now.instructions, before.instructions))
-    gone = [name for here, then in pairs if here for name in sorted(then.keys() - here.keys())]
-    if gone:
+def name_gone(now: dict[str, Any], before: dict[str, Any]) -> None:
+    """Say which of the baseline's benchmarks or scenarios there are no more."""
+    if gone := sorted(before.keys() - now.keys()) if now else []:
         print(f"in the baseline, but not here: {', '.join(gone)}")
 
 
@@ -232,10 +237,15 @@ def main() -> int:
         kept.save(path)
         print(f"kept as {named(path)}")
         return 0
-    introduce(now, before, path)
+    # A baseline that is named is meant for all; of the stored ones any will do for instructions.
+    counted = counted_alike(now.versions, path) if now.instructions and not options.baseline else compared
+    counts = None if counted is None else Measured.load(counted)
+    introduce(now, before, path, counted if counts and counts.versions == now.versions else None)
     if before is not None and not words:
-        name_gone(now, before)
-    rows = compare_times(now, before) + compare_instructions(now, before)
+        name_gone(now.times_ns, before.times_ns)
+    if counts is not None and not words:
+        name_gone(now.instructions, counts.instructions)
+    rows = compare_times(now, before) + compare_instructions(now, counts)
     write(rows, now, options.results)
     return 1 if name_slower(rows) else 0
 

@@ -109,6 +109,21 @@ def test_instructions_of_other_versions_are_not_compared() -> None:
     assert baseline.changed_versions(now, before) == {"python": ("3.11.7", "3.11.8")}
 
 
+def test_instructions_are_compared_with_any_baseline_of_the_same_versions(tmp_path: Path) -> None:
+    """That of machines like this one first; one without counts is none."""
+    own, alike, other = (tmp_path / f"{name}.json" for name in ("own", "alike", "a-other"))
+    assert baseline.counted_alike(VERSIONS, own) is None
+    Measured("other", {**VERSIONS, "python": "3.12.0"}, {}, {"encode": 1}).save(other)
+    Measured("empty", dict(VERSIONS), {IN_PROCESS: 1.0}, {}).save(tmp_path / "a-empty.json")
+    assert baseline.counted_alike(VERSIONS, own) is None
+    Measured("alike", dict(VERSIONS), {}, {"encode": 1}).save(alike)
+    assert baseline.counted_alike(VERSIONS, own) == alike
+    Measured("own", {**VERSIONS, "libzmq": "4.3.4"}, {}, {"encode": 1}).save(own)
+    assert baseline.counted_alike(VERSIONS, own) == alike
+    Measured("own", dict(VERSIONS), {}, {"encode": 1}).save(own)
+    assert baseline.counted_alike(VERSIONS, own) == own
+
+
 def test_measured_again_the_faster_one_counts() -> None:
     now = measured({IN_PROCESS: 2000.0, ACROSS: 10.0})
     now.merge({IN_PROCESS: 1000.0, ACROSS: 20.0})

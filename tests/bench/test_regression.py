@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import regression
 from baseline import REFERENCE, Measured, machine_class
 from instructions import count_instructions
 
@@ -84,6 +85,33 @@ def test_a_class_without_a_baseline_is_told_how_to_get_one(tmp_path: Path) -> No
     stored = subprocess.run([*command, "--store"], capture_output=True, text=True, check=False, timeout=240)
     assert stored.returncode == 0, stored.stdout + stored.stderr
     assert NAME in Measured.load(tree / "bench" / "baselines" / f"{machine_class()}.json").times_ns
+
+
+@pytest.mark.parametrize(("count", "code"), [(1000, 0), (1100, 1)])
+def test_a_class_without_a_baseline_compares_instructions_with_those_of_others(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    count: int,
+    code: int,
+) -> None:
+    """Which machine has counted them does not matter; times have nothing to be compared with, and it says so."""
+    versions = {"python": "some"}
+    Measured("another", versions, {NAME: 1.0}, {"encode": 1000, "gone": 5}).save(tmp_path / "another.json")
+    monkeypatch.setattr(regression, "BASELINES", tmp_path)
+    monkeypatch.setattr(regression, "versions", lambda: versions)
+    monkeypatch.setattr(regression, "run_benchmarks", lambda *_: {NAME: 1e9})
+    monkeypatch.setattr(regression, "count_instructions", lambda _: {"encode": count})
+    monkeypatch.setattr(sys, "argv", ["regression.py", "--results", str(tmp_path / "results")])
+    assert regression.main() == code
+    said = capsys.readouterr().out
+    assert "NO TIMES TO COMPARE WITH" in said
+    assert f"instructions are compared with {tmp_path}/another.json" in said
+    assert "in the baseline, but not here: gone" in said
+    assert ("SLOWER: encode: 1,100, was 1,000" in said) == bool(code)
+    versions = {"python": "another"}
+    assert regression.main() == 0
+    assert "NOTHING TO COMPARE WITH" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(shutil.which("valgrind") is None, reason="there is no valgrind here")
