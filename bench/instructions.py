@@ -47,6 +47,7 @@ def count_instructions(
             "--tool=callgrind",
             f"--dump-before={counted.mark.__name__}",
             "--combine-dumps=no",
+            "--separate-threads=yes",
             f"--callgrind-out-file={out}",
             sys.executable,
             str(program),
@@ -60,7 +61,7 @@ def count_instructions(
         )
         if ran.returncode:
             raise CannotCount(f"{program.name} failed under valgrind:\n{ran.stderr[-3000:]}")
-        dumps = sorted(out.parent.glob("dump.*"), key=lambda path: int(path.suffix[1:]))
+        dumps = sorted(out.parent.glob("dump.*-01"), key=lambda path: int(path.suffix[1:].partition("-")[0]))
         totals = [total_of(dump) for dump in dumps]
     return per_run(json.loads(ran.stdout), totals)
 
