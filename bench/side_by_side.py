@@ -148,6 +148,16 @@ GOALS = (
         transports=("tcp",),
     ),
     Goal(
+        "32 threads on a client, calls/s",
+        "threads",
+        "zmqcore x32",
+        "rate",
+        False,
+        60_000,
+        aim=True,
+        transports=("tcp",),
+    ),
+    Goal(
         "submit, 100 in flight, calls/s", "inflight", "zmqcore", "rate", False, 150_000, transports=("tcp",)
     ),
     Goal(
@@ -166,6 +176,16 @@ GOALS = (
         "rate",
         False,
         120_000,
+        transports=("tcp",),
+    ),
+    Goal(
+        "uvloop, 100 in flight, calls/s",
+        "inflight",
+        "zmqcore uvloop",
+        "rate",
+        False,
+        200_000,
+        aim=True,
         transports=("tcp",),
     ),
     Goal("pack + unpack of a small call, µs", "pack", "zmqcore", "p50_us", True, 1.5, transports=("tcp",)),
