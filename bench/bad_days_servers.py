@@ -100,15 +100,24 @@ class Recorded:
         return ServerProcess(RECORDER, **where, server=server, **options)
 
     def counts(self, wanted: int) -> dict[str, int]:
-        ran = Counter(self.path.read_text().splitlines())
-        numbers = Counter(int(line.split()[2]) for line in ran.elements())
+        """Return how many of so many messages were executed, and how many more than once, by one run or by two."""
+        first: dict[int, str] = {}
+        twice_in_one_run = 0
+        again: Counter[str] = Counter()  # by the run that had executed them before
+        seen = set()
+        for line in self.path.read_text().splitlines():
+            run, _, number = line.split()
+            if line in seen:
+                twice_in_one_run += 1
+            elif first.setdefault(int(number), run) != run:
+                again[first[int(number)]] += 1
+            seen.add(line)
         return {
-            "executed": len(numbers.keys() & set(range(wanted))),
-            "missing": wanted - len(numbers.keys() & set(range(wanted))),
-            "twice_in_one_run": sum(times - 1 for times in ran.values()),
-            "again_elsewhere": sum(numbers.values())
-            - len(numbers)
-            - sum(times - 1 for times in ran.values()),
+            "executed": len(first),
+            "missing": len(set(range(wanted)) - first.keys()),
+            "twice_in_one_run": twice_in_one_run,
+            "again_elsewhere": again.total(),
+            "most_again_of_one_run": max(again.values(), default=0),
         }
 
 
