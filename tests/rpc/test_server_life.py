@@ -25,6 +25,8 @@ from zmqcore import (
     Server,
     Unreachable,
 )
+from zmqcore._request import Request
+from zmqcore.rpc.executor import Threads
 
 Until = Callable[..., None]
 Running = Callable[..., Any]
@@ -449,6 +451,25 @@ def test_a_handler_that_has_always_been_short_may_turn_out_to_be_long(
     assert client.call("echo", 1) == 1
     gate.opened.set()
     assert blocked.result() == "late"
+
+
+def test_the_thread_that_has_received_a_call_runs_it(
+    serve: Callable[..., Server], connect: Callable[..., Client], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To hand it over to another thread would cost as much as the whole round trip."""
+    received: list[int] = []
+    batches = Threads._batches
+
+    def noting(self: Threads) -> Iterator[list[Request]]:
+        for batch in batches(self):
+            received.extend(threading.get_ident() for _ in batch)
+            yield batch
+
+    monkeypatch.setattr(Threads, "_batches", noting)
+    serve("t", {"who": threading.get_ident}, workers=8)
+    client = connect("t")
+    ran = [client.call("who") for _ in range(500)]
+    assert ran == received
 
 
 def test_a_full_queue_is_bounded_on_both_sides(
