@@ -32,11 +32,15 @@ class Recorder:
         self.note(sender, number)
         raise ValueError(number)
 
-    def exit(self, sender: str, number: int, after: str) -> None:
-        """Be killed as soon as the file ``after`` exists."""
-        while not Path(after).exists():
+    def hold(self, sender: str, number: int, until: str) -> None:
+        """Go on as soon as the file ``until`` exists."""
+        while not Path(until).exists():
             time.sleep(0.001)
         self.note(sender, number)
+
+    def exit(self, sender: str, number: int, after: str) -> None:
+        """Be killed as soon as the file ``after`` exists."""
+        self.hold(sender, number, after)
         os.kill(os.getpid(), 9)
 
 
