@@ -154,7 +154,7 @@ def accepted(kind: str) -> Callable[[argparse.Namespace], Figures]:
 
     def measure(options: argparse.Namespace) -> Figures:
         """So many accepted casts while the server is restarted 20 times, every other time by kill -9."""
-        wanted, restarts = (10_000 if options.quick else 100_000), 20
+        wanted, restarts = (10_000, 6) if options.quick else (100_000, 20)
         with tempfile.TemporaryDirectory() as directory, Node("memory://") as node:
             record = Recorded(directory)
             client = Client(TOPIC, node=node, connect=record.endpoint, timeout=TIMEOUT, delivery="accepted")
