@@ -269,14 +269,13 @@ class Session:
             self._wake.set()
             if thread is not threading.current_thread():
                 thread.join()
-        with self.io:
-            # Only now: a register that was under way when this began has added its own.
-            with self.lock:
-                leaving, self._leaving = self._leaving, []
-                for lease in self.leases.values():
-                    lease.state = "closed"
-                    leaving.append(lease.registration)
-                self.leases.clear()
+        # Only now: a register that was under way when this began has added its own.
+        with self.io, self.lock:
+            leaving, self._leaving = self._leaving, []
+            for lease in self.leases.values():
+                lease.state = "closed"
+                leaving.append(lease.registration)
+            self.leases.clear()
 
         def give_up() -> None:
             if leaving:
