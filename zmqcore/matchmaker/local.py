@@ -220,7 +220,9 @@ class LocalBackend(Backend):
             # The clock began anew: what claims to live for longer than a lease does is from before that.
             impossible, now = "expires > ? + ttl", self._clock()
             with self._errors():
-                found = self._connection.execute(f"SELECT 1 FROM member WHERE {impossible}", (now,)).fetchone()
+                found = self._connection.execute(
+                    f"SELECT 1 FROM member WHERE {impossible}", (now,)
+                ).fetchone()
             if found:
                 with self._writing():
                     self._bury(impossible, now)

@@ -340,9 +340,7 @@ class Session:
         with self.lock:
             for topic in [topic for topic, group in self.groups.items() if not group.watches]:
                 del self.groups[topic]
-            behind = [
-                group for group in self.groups.values() if group.seen != epoch or self.backend.unburied
-            ]
+            behind = [group for group in self.groups.values() if group.seen != epoch or self.backend.unburied]
         for group in behind:
             if self._read(group):
                 with self.lock:
