@@ -573,6 +573,8 @@ cdef class SharedSocket:
             if _open_sockets == 0:
                 idle, _idle_waiters = _idle_waiters, []
             _counting.release()
+            if idle is not None:
+                idle.clear()
         return 0
 
     def __dealloc__(self):

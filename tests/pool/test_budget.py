@@ -21,7 +21,7 @@ from waiting_support import until
 
 from zmqcore._channel import Channel
 from zmqcore._pool import ChannelPool
-from zmqcore.errors import PoolExhausted, ZmqcoreError
+from zmqcore.errors import DeadlineExceeded, PoolExhausted, ZmqcoreError
 
 MakePool = Callable[..., ChannelPool]
 
@@ -112,9 +112,11 @@ def test_what_channels_have_counted_stays_when_they_go(make_pool: MakePool, far:
         "outstanding_calls", "window_messages", "window_bytes", "retained", "retained_bytes",
     }  # fmt: skip
     far.reading.clear()
-    channel.submit(b"topic", "method", b"x", None, b"", 0, PATIENCE, None).cancel()
+    with contextlib.suppress(DeadlineExceeded):
+        for _ in range(3):  # one may still be received
+            call(channel, 0.05)
     far.reading.set()
-    until(lambda: call(channel) == b"ok" and channel.stats()["late_replies"] == 1)
+    assert call(channel) == b"ok"
     calls = channel.stats()["calls"]
     pool.release(channel)
     for i in range(1, 10):
@@ -124,7 +126,7 @@ def test_what_channels_have_counted_stays_when_they_go(make_pool: MakePool, far:
         counted = pool.stats()["messages"]
         assert counted["calls"] == calls + i
         assert counted["replies"] == counted["calls"] - 1
-        assert (counted["late_replies"], counted["cancelled"]) == (1, 1)
+        assert counted["timeouts"] == 1
     before = pool.stats()["messages"]
     pool.close()
     assert pool.stats()["open"] == 0

@@ -146,7 +146,7 @@ def undisturbed():
     changed = {
         name for name in after if after[name] != before[name]
     }
-    assert changed <= {"acquired", "reused", "protected"}, (before, after)
+    assert changed <= {"acquired", "reused", "protected", "messages"}, (before, after)
     assert after["acquired"] - before["acquired"] == sum(calls) - made
     until(lambda: _held() == fds, f"holding the same descriptors: {fds}")
     over.set()
