@@ -21,8 +21,8 @@ Retryable = (errors.Unreachable, errors.PeerLost, errors.Overloaded)
 _PAUSE, _PAUSE_MAX = 0.02, 0.5
 #: How many retries a family of clients has in hand at most, so that those with little traffic can retry at all.
 _RESERVE = 10.0
-#: The longest pause, in seconds: a day.
-_LONGEST = 86_400.0
+#: The longest pause, in seconds: about 30 years, which is never.
+_LONGEST = 1e9
 
 
 @dataclass(frozen=True, slots=True)
