@@ -53,14 +53,15 @@ LAYERS: dict[str, list[str]] = {
     "_body": [*BASE, "_msgpack", "_encoder", "_decoder"],
     "codec": [*BASE, "_encoder", "_decoder", "_body"],
     "topic": [*BASE],
-    "endpoint": [*BASE],
+    "resolver": [],
+    "endpoint": [*BASE, "resolver"],
     "runtime_dir": [*BASE],
     # the thread that leads where nobody waits: it sees channels through a protocol of its own
     "attendant": [*BASE],
     # the one that sends again what a lost channel has left
     "redelivery": [*CHANNEL, "_pool"],
 }
-VALUES = [*BASE, "topic", "endpoint", "runtime_dir"]
+VALUES = [*BASE, "topic", "resolver", "endpoint", "runtime_dir"]
 LAYERS["matchmaker"] = VALUES
 LAYERS["node"] = [*VALUES, "codec", "matchmaker", "attendant", "redelivery", *CHANNEL, *PORT, "_pool"]
 LAYERS["rpc"] = [*VALUES, "codec", "matchmaker", "node", "redelivery", "_frame"]

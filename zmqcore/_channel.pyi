@@ -28,6 +28,7 @@ class Channel(Requester):
         configure: Callable[[zmq.Socket[bytes]], object] | None = None,
         attention: Callable[[Channel], object] | None = None,
         undelivered: Callable[[list[Retained]], object] | None = None,
+        address: str | None = None,
     ) -> None: ...
     def call(
         self,

@@ -110,7 +110,8 @@ cdef class Channel(Requester):
     is responsible then calls attend() until it returns None, at once whenever ``fd`` is readable unless the channel is
     ``unhurried``.
     ``undelivered(messages)`` is called, outside any lock, with the Retained that the channel has given up, in
-    order; without it they are dropped.
+    order; without it they are dropped. ``address`` is what libzmq connects to if not to ``endpoint``, which remains the
+    channel's name: libzmq looks a host name up on its I/O thread, and all its other connections wait meanwhile.
 
     Thread-safe. After a fork the child cannot use it (Closed). Costs two file descriptors.
     """
@@ -122,7 +123,7 @@ cdef class Channel(Requester):
     def __init__(
         self, context: zmq.Context, endpoint: str, *, window_messages: int = 4096, window_bytes: int = 1 << 26,
         max_bytes: int = 1 << 28, max_buffers: int = 1024, liveness: float = 5.0, spin: float = 100e-6, configure=None,
-        attention=None, undelivered=None,
+        attention=None, undelivered=None, address: str | None = None,
     ):
         cdef void *handle
         self.window = Window(window_messages, window_bytes)
@@ -139,7 +140,7 @@ cdef class Channel(Requester):
             limit_silence(handle, liveness, True)
             if configure is not None:
                 configure(socket)
-            socket.connect(endpoint)
+            socket.connect(endpoint if address is None else address)
             self.shared = SharedSocket(socket, spin, _spin_shared)
             self.outbox = Outbox(self.shared)
         except BaseException:

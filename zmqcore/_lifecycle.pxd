@@ -6,7 +6,7 @@ from zmqcore._table cimport Table
 
 cdef class Lifecycle:
     cdef Table table
-    cdef object connect, probe, maintenance
+    cdef object connect, resolve, probe, maintenance
     cdef readonly Py_ssize_t max_sockets
     cdef double idle_ttl_ns
     cdef int64_t max_lifetime_ns, connect_timeout_ns, drain_timeout_ns

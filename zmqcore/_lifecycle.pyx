@@ -29,10 +29,23 @@ __all__ = ["Lifecycle"]
 # when dozens of threads make them: then it would only add to the load. But at the latest after the second time.
 cdef int64_t FIRST_PROBE_AFTER = 3_000_000
 cdef int64_t FIRST_PROBE_LATEST = 50_000_000
+# How long an endpoint's name or a plain connection is waited for before one looks at the pool and the channel again.
+cdef int64_t LOOK_INTERVAL = 250_000_000
 # If nobody can be told to call maintain(), because no thread can be started, it is tried again after so many uses.
 cdef uint64_t USES_BEFORE_RETRY = 3
 # maintain() wants to be called at least this often, in seconds: until then what is lost unused holds its place.
 cdef double LONGEST_PAUSE = 2.5
+
+
+class _Accepts:
+    """What is known when an endpoint accepts a plain connection, and libzmq's does not come about."""
+
+    # Nothing has been read from it: what it speaks, if it speaks at all, would be a guess.
+    reason = "it accepts connections, but no handshake of ZeroMQ's came about"
+    final = local = False
+
+
+ACCEPTS = _Accepts()
 
 
 cdef class Lifecycle:
@@ -40,8 +53,8 @@ cdef class Lifecycle:
 
     # -- making and connecting -------------------------------------------------------------------------------
 
-    def _make(self, Slot slot not None) -> Channel:
-        """Make the channel of a reserved slot."""
+    def _make(self, Slot slot not None, address: str | None) -> Channel:
+        """Make the channel of a reserved slot. ``address`` is its endpoint's without a host name, if that is known."""
         cdef Channel channel
         cdef Table table = slot.table
         cdef bint usable
@@ -55,7 +68,7 @@ cdef class Lifecycle:
             finally:
                 table.leave()
         try:
-            channel = self.connect(slot.endpoint)
+            channel = self.connect(slot.endpoint) if address is None else self.connect(slot.endpoint, address)
         except zmq.ZMQError as exc:
             raise self._cannot_connect(slot.endpoint, exc) from exc
         channel.owner = slot
@@ -87,6 +100,21 @@ cdef class Lifecycle:
             return errors.Closed("the ZeroMQ context has been closed")
         return errors.Unreachable(f"{endpoint}: {exc.strerror}")
 
+    def _address(self, Slot slot not None, int64_t started, int64_t until, int64_t limit) -> str | None:
+        """Return what libzmq is to connect to: it would look up a name on its I/O thread, and serve nobody else
+        meanwhile. None if there is nobody to ask for that.
+        """
+        if self.resolve is None:
+            return None
+        while True:
+            address = self.resolve(slot.endpoint, min(max(0, until - now_ns()), LOOK_INTERVAL) / 1e9)
+            if isinstance(address, str):
+                return address
+            if slot.stage != STAGE_CONNECTING:
+                raise errors.Closed("the pool was closed while a name was resolved")
+            if address.final or address.local or now_ns() >= until:
+                raise self._failed(slot, address, started, limit)
+
     def _connected(self, Slot slot not None, int64_t deadline) -> Channel:
         """Wait until the slot's channel is open, and return it; if the endpoint refuses, say so at once."""
         cdef Table table = slot.table
@@ -97,9 +125,9 @@ cdef class Lifecycle:
         cdef int64_t limit = max(slot.made_ns + self.connect_timeout_ns, started + FIRST_PROBE_AFTER)
         cdef int64_t until = min(deadline, limit)
         cdef int64_t now
-        reason = "no connection came about"
+        refusal = None
         if opener:
-            channel = self._make(slot)
+            channel = self._make(slot, self._address(slot, started, until, limit))
             self._make_room(table)
         while slot.stage != STAGE_OPEN:
             now = now_ns()
@@ -113,24 +141,12 @@ cdef class Lifecycle:
             now = now_ns()
             if slot.unreachable:
                 raise table.unreachable(slot.endpoint, f"tried for {(now - started) / 1e9:.3g} s")
-            final = False
             if self.probe is not None and now < until:
-                refusal = self.probe(channel.endpoint, max(0.001, min(until - now, 250_000_000) / 1e9))
-                if refusal is None:
-                    reason = "it accepts connections, but does not speak ZeroMQ"
-                else:
-                    reason, final = refusal.reason, refusal.final
-            now = now_ns()
+                refusal = self.probe(channel.endpoint, max(0.001, min(until - now, LOOK_INTERVAL) / 1e9)) or ACCEPTS
             if channel.state == STATE_OPEN:
                 continue
-            if final or now >= limit:
-                table.note_failure(slot, reason)
-                raise table.unreachable(slot.endpoint, f"tried for {(now - started) / 1e9:.3g} s")
-            if now >= deadline:
-                # The caller had too little time to tell; that is no failure to remember.
-                raise errors.Unreachable(
-                    f"{slot.endpoint}: no connection within the {(now - started) / 1e9:.3g} s that were left"
-                    f" (connect_timeout is {self.connect_timeout_ns / 1e9:.3g} s)")
+            if now_ns() >= until or refusal is not None and refusal.final:
+                raise self._failed(slot, refusal, started, limit)
             patience *= 4
         table.enter()
         try:
@@ -146,6 +162,30 @@ cdef class Lifecycle:
         finally:
             table.leave()
         return channel
+
+    def _failed(self, Slot slot not None, refusal, int64_t started, int64_t limit):
+        """Note that the attempt has come to nothing for one who waits since ``started``; return the error to raise.
+
+        ``refusal`` is what the last look at the endpoint has shown, None if there was no time for one.
+        """
+        cdef Table table = slot.table
+        cdef int64_t now = now_ns()
+        cdef int64_t waited = now - started
+        if refusal is not None and refusal.local:
+            descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+            return errors.PoolExhausted(
+                f"{slot.endpoint}: no connection within {waited / 1e9:.3g} s; {refusal.reason}. That is a lack of this"
+                f" process or host, not the endpoint's fault (limit of file descriptors: {descriptors})")
+        reason = "" if refusal is None else refusal.reason
+        refused = refusal is not None and refusal.final
+        judged = refused or now >= limit
+        # One whose own time is over has not found out; but together such attempts do.
+        if judged or table.note_attempt(slot, reason) >= self.connect_timeout_ns:
+            # Who is silent holds a place all the while: for no more than about half of the time.
+            table.note_failure(
+                slot, reason, judged, 0 if refused else now - slot.made_ns)
+            return table.unreachable(slot.endpoint, f"tried for {waited / 1e9:.3g} s")
+        return table.unjudged(slot.endpoint, waited, self.connect_timeout_ns)
 
     # -- draining --------------------------------------------------------------------------------------------
 

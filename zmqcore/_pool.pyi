@@ -18,6 +18,8 @@ class _Refusal(Protocol):
     def reason(self) -> str: ...
     @property
     def final(self) -> bool: ...
+    @property
+    def local(self) -> bool: ...
 
 class _Holder(Protocol):
     def give_way(self) -> None: ...
@@ -30,7 +32,7 @@ class ChannelPool(Lifecycle):
     def max_waiting(self) -> int: ...
     def __init__(
         self,
-        connect: Callable[[str], Channel],
+        connect: Callable[..., Channel],
         *,
         max_sockets: int | None = None,
         max_sockets_per_endpoint: int = 1,
@@ -40,6 +42,7 @@ class ChannelPool(Lifecycle):
         max_waiting: int = 10_000,
         connect_timeout: float = 2.0,
         drain_timeout: float = 5.0,
+        resolve: Callable[[str, float], str | _Refusal] | None = None,
         probe: Callable[[str, float], _Refusal | None] | None = None,
         maintenance: Callable[[ChannelPool], object] | None = None,
         clock: Callable[[], float] | None = None,

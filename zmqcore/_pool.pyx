@@ -63,8 +63,10 @@ cdef class ChannelPool(Lifecycle):
     ``acquire_timeout``: how long, in seconds, acquire() waits if its caller sets no limit. ``max_waiting``: how many
     threads may wait; a further one is refused at once. ``connect_timeout``: how long an endpoint may take to connect.
     ``drain_timeout``: how long a channel that is to close may wait for its acknowledgements.
-    ``probe(endpoint, timeout)``: returns why an endpoint cannot be reached (``.reason``, and ``.final`` if it is of no
-    use to go on trying), or None.
+    ``resolve(endpoint, timeout)``: returns the address without a host name that channels are to be made with, by
+    ``connect(endpoint, address)``, or why there is none, as ``probe`` does. Without it names are libzmq's affair.
+    ``probe(endpoint, timeout)``: returns why an endpoint cannot be reached (``.reason``; ``.final`` if it is of no
+    use to go on trying; ``.local`` if it is for want of something here), or None.
     ``maintenance(pool)``: called when a channel is given back for the first time; who is responsible then calls
     maintain() as it says, so that expiry goes on without traffic.
     ``clock``: monotonic seconds, for tests; what varies by chance is the same in each run then.
@@ -78,7 +80,7 @@ cdef class ChannelPool(Lifecycle):
 
     def __init__(
         self, connect, *, max_sockets=None, max_sockets_per_endpoint=1, idle_ttl=300.0, max_lifetime=3600.0,
-        acquire_timeout=30.0, max_waiting=10_000, connect_timeout=2.0, drain_timeout=5.0, probe=None,
+        acquire_timeout=30.0, max_waiting=10_000, connect_timeout=2.0, drain_timeout=5.0, resolve=None, probe=None,
         maintenance=None, clock=None,
     ):
         if max_sockets is None:
@@ -93,6 +95,7 @@ cdef class ChannelPool(Lifecycle):
         self.acquire_timeout_ns = <int64_t>_ns("acquire_timeout", acquire_timeout)
         self.drain_timeout_ns = <int64_t>_ns("drain_timeout", drain_timeout)
         self.connect = connect
+        self.resolve = resolve
         self.probe = probe
         self.maintenance = maintenance
         self.clock = clock
@@ -468,8 +471,12 @@ cdef class ChannelPool(Lifecycle):
                     try:
                         numbers = table.numbers()
                         table.n_timeouts += 1
+                        making = turn in table.making.get(endpoint, ())
                     finally:
                         table.leave()
+                    if making:
+                        # There is a place, and another thread is about to have a channel there.
+                        raise table.unjudged(endpoint, now - started, self.connect_timeout_ns)
                     raise errors.PoolExhausted(
                         f"{numbers}; waited {(now - started) / 1e9:.3g} s for a socket to {endpoint}")
                 pause = 1_000_000_000

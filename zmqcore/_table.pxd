@@ -41,10 +41,12 @@ cdef class Slot:
     cdef bint persistent, protected
     cdef bint stale                 # in use, but nobody new gets it
     cdef bint unreachable           # its endpoint has been found to be, by one of those who wait for it
+    cdef bint failed                # the attempt is remembered as a failure
     cdef Ring ring                  # the ring of idle slots it stands in; None while in use
     cdef Slot before, behind        # its neighbours there
     cdef int64_t created, last_used, dies
     cdef int64_t made_ns, left_ns   # by now_ns(): when it was reserved, and when it left
+    cdef int64_t counted_until      # by now_ns(): up to when its time is in the failures' account; 0 until it is there
     cdef int64_t decayed            # until when ``uses`` has decayed
     cdef double uses                # decays by half with every idle_ttl
     cdef double jitter              # 0.9 to 1.0: its share of idle_ttl and max_lifetime
@@ -125,11 +127,15 @@ cdef class Table:
     cdef Slot _evict(self, Ring ring)
     cdef Slot _least_missed(self, Ring ring)
     cdef list retire_stale(self, str endpoint)
-    cdef int note_failure(self, Slot slot, str reason) except -1
+    cdef int64_t note_attempt(self, Slot slot, str reason) except -1
+    cdef int note_failure(self, Slot slot, str reason, bint for_all, int64_t pause_at_least) except -1
+    cdef object _count_attempt(self, Slot slot, str reason)
     cdef int check_negative(self, str endpoint) except -1
     cdef int forget_failures(self, int64_t now) except -1
     cdef object unreachable(self, str endpoint, str detail)
     cdef Py_ssize_t n_free_soon(self) except -1
+    cdef object unjudged(self, str endpoint, int64_t waited, int64_t connect_timeout)
+    cdef str _attempts(self, failure)
     cdef str numbers(self)
     cdef int count_wait(self, int64_t waited) except -1
     cdef dict stats(self)

@@ -75,12 +75,16 @@ MESSAGES = (
 
 
 class _Failure:
-    """Why an endpoint could not be reached, and until when it is not tried again. Times are the pool's clock's."""
+    """Why an endpoint could not be reached, and until when it is not tried again. Times are the pool's clock's, in ns.
 
-    __slots__ = ("attempts", "last", "reason", "since", "until")
+    ``attempts`` counts all since it was last reached, ``failures`` those of them by which it counts as unreachable; the
+    others ended before anybody could tell. ``spent`` is how much time they have taken together.
+    """
+
+    __slots__ = ("attempts", "failures", "last", "reason", "since", "spent", "until")
 
     def __init__(self, since):
-        self.attempts = 0
+        self.attempts = self.failures = self.spent = 0
         self.since = since
         self.until = self.last = 0
         self.reason = ""
@@ -563,30 +567,58 @@ cdef class Table:
 
     # -- endpoints that cannot be reached ------------------------------------------------------------------
 
-    cdef int note_failure(self, Slot slot, str reason) except -1:
+    cdef int64_t note_attempt(self, Slot slot, str reason) except -1:
+        """An attempt has not come to a connection, as far as one of those who wait for it could wait: note what is known.
+
+        Return how much time, in ns, has been spent on the endpoint since it was last reached. Takes the lock.
+        """
+        self.enter()
+        try:
+            return self._count_attempt(slot, reason).spent
+        finally:
+            self.leave()
+
+    cdef int note_failure(self, Slot slot, str reason, bint for_all, int64_t pause_at_least) except -1:
         """Remember for a while that the slot's endpoint cannot be reached: once, however many wait for it.
 
-        Takes the lock.
+        ``for_all``: nobody else needs to wait for it any longer. ``pause_at_least``, in ns, counts up to the longest
+        pause. Takes the lock.
         """
-        cdef int64_t now = self.now()
         self.enter()
         try:
             self.n_unreachable += 1
-            if slot.unreachable:
+            if for_all:
+                slot.unreachable = True
+            if slot.failed:
                 return 0
-            slot.unreachable = True
-            failure = self.failures.pop(slot.endpoint, None) or _Failure(now)
-            failure.attempts += 1
-            failure.reason = reason
-            pause = min(BACKOFF_MAX, BACKOFF_FIRST << min(failure.attempts - 1, 10))
-            failure.until = now + <int64_t>(pause * (0.5 + 0.5 * self.random()))
-            failure.last = now
-            self.failures[slot.endpoint] = failure
-            if len(self.failures) > FAILURES_KEPT:
-                del self.failures[next(iter(self.failures))]
+            slot.failed = True
+            failure = self._count_attempt(slot, reason)
+            failure.failures += 1
+            pause = min(BACKOFF_MAX, max(pause_at_least, BACKOFF_FIRST << min(failure.failures - 1, 10)))
+            failure.until = failure.last + <int64_t>(pause * (0.5 + 0.5 * self.random()))
         finally:
             self.leave()
         return 0
+
+    cdef object _count_attempt(self, Slot slot, str reason):
+        """Return what is remembered of the slot's endpoint, this attempt counted in."""
+        cdef int64_t now = self.now()
+        cdef int64_t until = now_ns()
+        failure = self.failures.pop(slot.endpoint, None)
+        if failure is None or now - failure.last > FAILURE_KEPT:
+            # Nobody may have called maintain() since: a pool that is empty needs no maintenance.
+            failure = _Failure(slot.created)
+        if not slot.counted_until:
+            failure.attempts += 1
+            slot.counted_until = slot.made_ns
+        failure.spent += until - slot.counted_until
+        slot.counted_until = until
+        failure.reason = reason or failure.reason
+        failure.last = now
+        self.failures[slot.endpoint] = failure
+        if len(self.failures) > FAILURES_KEPT:
+            del self.failures[next(iter(self.failures))]
+        return failure
 
     cdef int check_negative(self, str endpoint) except -1:
         """Raise Unreachable if the endpoint has failed a moment ago."""
@@ -612,9 +644,22 @@ cdef class Table:
         failure = self.failures.get(endpoint)
         if failure is None:
             return errors.Unreachable(f"{endpoint} cannot be reached ({detail})")
+        reason = failure.reason or "no connection came about"
+        return errors.Unreachable(f"{endpoint}: {reason} ({detail}; {self._attempts(failure)})")
+
+    cdef object unjudged(self, str endpoint, int64_t waited, int64_t connect_timeout):
+        """Return the error to raise when ``waited`` ns were too few to tell, with what is known nevertheless."""
+        failure = self.failures.get(endpoint)
+        known = ""
+        if failure is not None and failure.reason:
+            known = f"; {failure.reason}; {self._attempts(failure)}"
+        return errors.Unreachable(
+            f"{endpoint}: no connection within the {waited / 1e9:.3g} s that were left (connect_timeout is"
+            f" {connect_timeout / 1e9:.3g} s{known})")
+
+    cdef str _attempts(self, failure):
         attempts = "1 attempt" if failure.attempts == 1 else f"{failure.attempts} attempts"
-        since = (self.now() - failure.since) / 1e9
-        return errors.Unreachable(f"{endpoint}: {failure.reason} ({detail}; {attempts} in {since:.3g} s)")
+        return f"{attempts} in {(self.now() - failure.since) / 1e9:.3g} s"
 
     # -- what it tells about itself ------------------------------------------------------------------------
 
@@ -655,6 +700,7 @@ cdef class Table:
         self.enter()
         try:
             self.reap()
+            self.forget_failures(self.now())
             for slots in self.slots.values():
                 for slot in slots:      # no comprehension: its variables would be untyped, and the fields are C's
                     connecting += slot.stage == STAGE_CONNECTING
@@ -674,7 +720,7 @@ cdef class Table:
                 "pinned": len(self.pinned),
                 "protected": self.protected.length,
                 "waiting": self.waiting,
-                "unreachable_known": len(self.failures),
+                "unreachable_known": len([1 for failure in self.failures.values() if failure.failures]),
                 "acquired": self.n_acquired,
                 "opened": self.n_opened,
                 "reused": self.n_reused,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import socket
 import sys
@@ -12,8 +13,9 @@ from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from typing import Any, Final
 
 from zmqcore.errors import InvalidEndpoint
+from zmqcore.resolver import addresses
 
-__all__ = ["INPROC_LIMIT_BYTES", "IPC_LIMIT_BYTES", "Endpoint", "Refusal", "in_option", "probe"]
+__all__ = ["INPROC_LIMIT_BYTES", "IPC_LIMIT_BYTES", "Endpoint", "Refusal", "in_option", "numeric", "probe"]
 
 #: ``sun_path`` has 108 bytes on Linux and 104 elsewhere; libzmq keeps one for a NUL, also in ``@name``.
 IPC_LIMIT_BYTES: Final = 107 if sys.platform == "linux" else 103
@@ -24,6 +26,12 @@ _TRANSPORTS = ("tcp", "ipc", "inproc")
 _HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?\.?")
 _PORT = re.compile("[1-9][0-9]{0,4}")
 _LOOKS_LIKE_IPV4 = re.compile(r"[0-9.]+")
+#: An endpoint without a host name. Nothing else is asked of most.
+_IS_NUMERIC = re.compile(r"tcp://(\[|[0-9.]+:)|ipc:|inproc:")
+#: What this process or host is short of, whatever the endpoint is like.
+_LACKS: Final = frozenset(
+    {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL, errno.EAGAIN}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,11 +173,13 @@ def _parse_tcp(text: str, rest: str, bind: bool) -> Endpoint:
 class Refusal:
     """Why nothing can be reached at an endpoint, as ``reason``, which is also its ``str()``.
 
-    ``final`` is false if another try may well succeed: no answer in time, or a full backlog.
+    ``final`` is false if another try may well succeed: no answer in time, or a full backlog. ``local`` is true if it
+    says nothing about the endpoint: this process or host has no descriptor, port or memory left to ask with.
     """
 
     reason: str
     final: bool = True
+    local: bool = False
 
     def __str__(self) -> str:
         return self.reason
@@ -178,50 +188,93 @@ class Refusal:
 def probe(endpoint: str, timeout: float) -> Refusal | None:
     """Say why nothing can be reached at ``endpoint``, or return ``None`` if something accepts there.
 
-    A plain ``connect()`` that libzmq has no part in, closed at once. It takes at most ``timeout`` seconds for
-    all addresses of a name together, not counting the name's resolution. ``inproc`` has nothing to connect to
-    and always gives ``None``. For diagnosis only: the answer is a moment old when it arrives.
+    A plain ``connect()`` that libzmq has no part in, closed at once. It takes at most ``timeout`` seconds, for a name's
+    resolution and all its addresses together. ``inproc`` has nothing to connect to and always gives ``None``. For
+    diagnosis only: the answer is a moment old when it arrives.
 
     Raises :class:`~zmqcore.errors.InvalidEndpoint` for what is no endpoint. Thread-safe; holds no resources
-    after it has returned.
+    after it has returned, but for the thread that looks up a name.
     """
     where = Endpoint.parse(endpoint)
-    targets: list[tuple[int, object]]
     if where.transport == "inproc":
         return None
     if where.transport == "ipc":
-        targets = [(socket.AF_UNIX, "\0" + where.path[1:] if where.path[0] == "@" else where.path)]
-    else:
-        try:
-            found = socket.getaddrinfo(where.host, where.port, type=socket.SOCK_STREAM)
-        except OSError as exc:
-            return Refusal(f"{where.host}: {_reason(exc)}")
-        targets = [(family, address) for family, _, _, _, address in found]
+        return _ask(socket.AF_UNIX, "\0" + where.path[1:] if where.path[0] == "@" else where.path, timeout)
     deadline = time.monotonic() + timeout
     refusal: Refusal | None = None
-    for family, address in targets:
-        left = deadline - time.monotonic()
-        if left <= 0 and refusal is not None:
-            break
-        try:
-            with socket.socket(family, socket.SOCK_STREAM) as sock:
-                # 0 would mean: do not wait at all, and report "in progress".
-                sock.settimeout(max(left, 1e-3))
-                sock.connect(address)  # type: ignore[arg-type]
-        except TimeoutError:
-            refusal = Refusal(f"timed out after {timeout:g} s", final=False)
-        except BlockingIOError:
-            # A local socket answers a full backlog at once instead of queueing the connect.
-            refusal = Refusal(
-                "its backlog is full: something listens there, but does not accept", final=False
+    try:
+        for host in [where.host] if _IS_NUMERIC.match(endpoint) else addresses(where.host, timeout):
+            left = deadline - time.monotonic()
+            if left <= 0 and refusal is not None:
+                break
+            # Numeric: never blocks, and knows what a zone is.
+            ((family, *_, address),) = socket.getaddrinfo(
+                host, where.port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
             )
-        except OSError as exc:
-            refusal = Refusal(_reason(exc))
-        else:
-            return None
+            refusal = _ask(family, address, left)
+            if refusal is None:
+                break
+    except OSError as exc:
+        return _unresolved(where, exc)
     return refusal
 
 
-def _reason(exc: OSError) -> str:
+def numeric(endpoint: str, timeout: float) -> str | Refusal:
+    """Return ``endpoint`` with an IPv4 address in place of a host name, so that nobody else has to look that up.
+
+    What holds no name is returned as it is. Of several addresses it is the first one that accepts a connection, tried
+    one after the other. Takes at most ``timeout`` seconds; else, and if there is none, returns why.
+
+    Raises and thread-safety as for :func:`probe`.
+    """
+    if _IS_NUMERIC.match(endpoint):
+        return endpoint
+    where = Endpoint.parse(endpoint)
+    deadline = time.monotonic() + timeout
+    try:
+        hosts = addresses(where.host, timeout)
+    except OSError as exc:
+        return _unresolved(where, exc)
+    refusal = Refusal("it has no address")
+    for n_left, host in zip(range(len(hosts), 0, -1), hosts, strict=True):
+        if len(hosts) > 1:
+            refused = _ask(socket.AF_INET, (host, where.port), (deadline - time.monotonic()) / n_left)
+            if refused is not None:
+                refusal = refused
+                continue
+        return f"tcp://{host}:{where.port}"
+    return refusal
+
+
+def _ask(family: int, address: object, timeout: float) -> Refusal | None:
+    """Connect and close again; return why that is not possible within ``timeout`` seconds."""
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as sock:
+            # 0 would mean: do not wait at all, and report "in progress".
+            sock.settimeout(max(timeout, 1e-3))
+            sock.connect(address)  # type: ignore[arg-type]
+    except TimeoutError:
+        return Refusal(f"timed out after {timeout:.3g} s", final=False)
+    except BlockingIOError:
+        # A local socket answers a full backlog at once instead of queueing the connect.
+        return Refusal("its backlog is full: something listens there, but does not accept", final=False)
+    except OSError as exc:
+        return _refusal(exc)
+    return None
+
+
+def _unresolved(where: Endpoint, exc: OSError) -> Refusal:
+    if isinstance(exc, TimeoutError):
+        return Refusal(f"{where.host}: {exc}", final=False)
+    refusal = _refusal(exc)
+    return Refusal(f"{where.host}: {refusal}", refusal.final, refusal.local)
+
+
+def _refusal(exc: OSError) -> Refusal:
     text = exc.strerror or str(exc)
-    return text[:1].lower() + text[1:]
+    text = text[:1].lower() + text[1:]
+    # A gaierror's numbers are others.
+    lacks = (socket.EAI_MEMORY,) if isinstance(exc, socket.gaierror) else _LACKS
+    if exc.errno in lacks:
+        return Refusal(f"it cannot be asked from here: {text}", final=False, local=True)
+    return Refusal(text)

@@ -143,6 +143,7 @@ class Node:
             max_waiting=max_waiting,
             connect_timeout=connect_timeout,
             drain_timeout=drain_timeout,
+            resolve=endpoints.numeric,
             probe=endpoints.probe,
             maintenance=self.attendant.maintain,
         )
@@ -199,10 +200,11 @@ class Node:
         if self._closed and not self._flushing:
             raise errors.Closed("the node is closed")
 
-    def _connect(self, endpoint: str) -> Channel:
+    def _connect(self, endpoint: str, address: str) -> Channel:
         return Channel(
             self.context,
             endpoint,
+            address=address,
             window_messages=self.window_messages,
             window_bytes=self.window_bytes,
             max_bytes=self.limits.message_bytes,

@@ -161,6 +161,23 @@ def test_a_failure_is_forgotten_in_time(make_pool: MakePool, clock: Clock, dead:
     assert "1 attempt in " in fails(pool, dead)
 
 
+def test_a_failure_is_forgotten_although_nobody_maintains_the_pool(
+    make_pool: MakePool, clock: Clock, dead: str
+) -> None:
+    """An empty pool needs no maintenance."""
+    pool = make_pool(attended=False, clock=clock)
+    for _ in range(3):
+        fails(pool, dead)
+        clock.now += 2.0
+    until(lambda: pool.maintain() is None, "the pool's emptiness")
+    clock.now += 3600.0
+    assert "1 attempt in 0 s" in fails(pool, dead)
+    pause = seconds("again in * s", fails(pool, dead))
+    assert pause <= _FIRST_PAUSE
+    clock.now += 3600.0
+    assert pool.stats()["unreachable_known"] == 0
+
+
 def test_those_who_try_together_count_as_one_attempt(make_pool: MakePool, clock: Clock, mute: str) -> None:
     pool = make_pool(attended=False, clock=clock, connect_timeout=0.5)
     texts: list[str] = []

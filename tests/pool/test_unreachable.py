@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import re
+import resource
 import socket
 import threading
 import time
@@ -10,11 +14,13 @@ from typing import Any
 
 import pytest
 import zmq
+from clock_support import Clock
 from pool_support import PATIENCE, Far, adds_up, call, cast
 from waiting_support import until
 
 from zmqcore._channel import Channel
 from zmqcore._pool import ChannelPool
+from zmqcore.endpoint import Refusal
 from zmqcore.errors import DeadlineExceeded, InvalidEndpoint, PeerLost, PoolExhausted, Unreachable
 
 MakePool = Callable[..., ChannelPool]
@@ -135,10 +141,25 @@ def test_many_callers_count_one_attempt(make_pool: MakePool, refused: str) -> No
     )
 
 
-def test_accepts_but_does_not_speak(make_pool: MakePool, silent: str) -> None:
+def test_accepts_but_says_nothing(make_pool: MakePool, silent: str) -> None:
+    """It may be stopped, want keys, or be no ZeroMQ at all: what is not known is not said."""
     pool = make_pool(max_sockets=2, connect_timeout=0.1)
-    with pytest.raises(Unreachable, match="it accepts connections, but does not speak ZeroMQ"):
+    with pytest.raises(Unreachable, match="it accepts connections, but no handshake of ZeroMQ's came about"):
         pool.acquire(silent)
+
+
+def test_wants_keys(make_pool: MakePool, context: zmq.Context[Any], clock: Clock) -> None:
+    """The first attempt takes its time; one that had less of it tells what is known, and all that was tried."""
+    pool = make_pool(max_sockets=2, connect_timeout=0.2, clock=clock, attended=False)
+    with context.socket(zmq.ROUTER) as router:
+        _, router.curve_secretkey = zmq.curve_keypair()
+        router.curve_server = True
+        endpoint = f"tcp://127.0.0.1:{router.bind_to_random_port('tcp://127.0.0.1')}"
+        with pytest.raises(Unreachable, match=r"no handshake .* \(tried for 0\.\d+ s; 1 attempt in "):
+            pool.acquire(endpoint)
+        clock.now += 2.0
+        with pytest.raises(Unreachable, match=r"no handshake .* \(tried for .*; 2 attempts in 2 s\)"):
+            pool.acquire(endpoint, 0.0)
 
 
 def test_a_black_hole(make_pool: MakePool, black_hole: str) -> None:
@@ -151,12 +172,97 @@ def test_a_short_deadline_is_no_failure_of_the_endpoint(make_pool: MakePool, sil
     pool = make_pool(max_sockets=2, connect_timeout=PATIENCE)
     for timeout in (0.0, 0.01):
         with pytest.raises(
-            Unreachable, match=r"no connection within the .* that were left \(connect_timeout is 30 s\)"
+            Unreachable, match=r"no connection within the .* that were left \(connect_timeout is 30 s"
         ):
             pool.acquire(silent, timeout)
     stats = pool.stats()
     assert (stats["unreachable_known"], stats["negative_hits"], stats["unreachable"]) == (0, 0, 0)
     assert stats["abandoned"] == 2
+
+
+def test_what_short_attempts_could_not_tell_adds_up(
+    make_pool: MakePool, silent: str, far: Far, clock: Clock
+) -> None:
+    """Together they have waited for as long as anybody would: the next one is refused at once."""
+    pool = make_pool(max_sockets=1, connect_timeout=0.5, clock=clock, attended=False)
+    attempts = 0
+    while not pool.stats()["unreachable_known"]:
+        attempts += 1
+        assert attempts < 100
+        with pytest.raises(Unreachable) as raised:
+            pool.acquire(silent, 0.1)
+    assert attempts > 1
+    text = str(raised.value)
+    assert re.search(rf"no handshake of ZeroMQ's came about \(tried for .*; {attempts} attempts in", text)
+    with pytest.raises(Unreachable, match="known from before"):
+        pool.acquire(silent, 0.1)
+    # As long as nothing has come of it, each further one counts by itself.
+    clock.now += 2.0
+    with pytest.raises(Unreachable, match=f"{attempts + 1} attempts in"):
+        pool.acquire(silent, 0.01)
+    with pytest.raises(Unreachable, match="known from before"):
+        pool.acquire(silent, 0.01)
+    assert call(pool.acquire(far.endpoint(0))) == b"ok"
+    adds_up(pool.stats())
+
+
+def test_who_has_more_time_goes_on(
+    make_pool: MakePool, refused: str, context: zmq.Context[Any], clock: Clock
+) -> None:
+    """That others have spent theirs does not end an attempt that goes on."""
+    pool = make_pool(max_sockets=1, connect_timeout=3.0, clock=clock, attended=False, probe=None)
+    while not pool.stats()["unreachable_known"]:
+        with pytest.raises(Unreachable):
+            pool.acquire(refused, 1.0)
+    clock.now += 2.0
+    got: list[Channel] = []
+    patient = threading.Thread(target=lambda: got.append(pool.acquire(refused)))
+    patient.start()
+    until(lambda: pool.stats()["connecting"] == 1)
+    before = pool.stats()["unreachable"]
+    with pytest.raises(Unreachable):
+        pool.acquire(refused, 0.0)
+    assert pool.stats()["unreachable"] == before + 1, "it counts as a failure"
+    assert patient.is_alive()
+    far = Far(context, refused)
+    patient.join()
+    assert call(got[0]) == b"ok"
+    assert pool.stats()["unreachable_known"] == 0
+    pool.release(got[0])
+    far.close()
+
+
+def test_a_lack_of_ours_is_no_failure_of_the_endpoint(make_pool: MakePool, silent: str) -> None:
+    lack = Refusal("it cannot be asked from here: too many open files", final=False, local=True)
+    pool = make_pool(max_sockets=2, connect_timeout=0.1, probe=lambda _endpoint, _timeout: lack)
+    for timeout in (PATIENCE, 0.05):
+        with pytest.raises(PoolExhausted, match="from here: too many open files.* not the endpoint's fault"):
+            pool.acquire(silent, timeout)
+    stats = pool.stats()
+    assert (stats["unreachable"], stats["unreachable_known"]) == (0, 0)
+    adds_up(stats)
+
+
+def test_live_endpoints_at_the_limit_of_descriptors(make_pool: MakePool, far: Far) -> None:
+    """Whatever of it fails first, nobody says that the endpoint is dead."""
+    pool = make_pool(max_sockets=8, connect_timeout=0.1)
+    pool.release(pool.acquire(far.endpoint(0)))
+    taken: list[int] = []
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 32, hard))
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.dup(0))
+        for n in range(1, 5):
+            os.close(taken.pop())
+            with contextlib.suppress(PoolExhausted):
+                pool.release(pool.acquire(far.endpoint(n)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for fd in taken:
+            os.close(fd)
+    assert pool.stats()["unreachable"] == 0
 
 
 def test_dead_endpoints_hold_no_budget(make_pool: MakePool, far: Far, refused: str) -> None:

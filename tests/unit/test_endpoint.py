@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from pathlib import Path
@@ -163,9 +164,10 @@ def test_probe_times_out_at_a_full_backlog(tmp_path: Path) -> None:
                 waiting.setblocking(False)
                 waiting.connect_ex(sock.getsockname())
                 queued.append(waiting)
-            assert probe(f"tcp://127.0.0.1:{sock.getsockname()[1]}", 0.05) == Refusal(
-                "timed out after 0.05 s", final=False
-            )
+            refusal = probe(f"tcp://127.0.0.1:{sock.getsockname()[1]}", 0.05)
+            assert refusal is not None
+            assert refusal.reason.startswith("timed out after 0.0")
+            assert not refusal.final
         finally:
             for waiting in queued:
                 waiting.close()
@@ -184,6 +186,33 @@ def test_probe_of_a_name_that_does_not_resolve(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(socket, "getaddrinfo", fail)
     assert str(probe("tcp://nowhere.invalid:1", 1.0)) == "nowhere.invalid: name or service not known"
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM])
+def test_what_is_lacking_here_says_nothing_about_the_endpoint(
+    number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> object:
+        raise OSError(number, os.strerror(number))
+
+    with _listener(socket.AF_INET, ("127.0.0.1", 0)) as sock:
+        monkeypatch.setattr(socket, "socket", fail)
+        refusal = probe(f"tcp://127.0.0.1:{sock.getsockname()[1]}", 5.0)
+    assert refusal is not None
+    assert (refusal.local, refusal.final) == (True, False)
+    assert refusal.reason == f"it cannot be asked from here: {os.strerror(number).lower()}"
+
+
+def test_no_port_left_to_connect_from_says_nothing_about_the_endpoint(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object) -> object:
+        raise OSError(errno.EADDRNOTAVAIL, "Cannot assign requested address")
+
+    monkeypatch.setattr(socket.socket, "connect", fail)
+    refusal = probe("tcp://127.0.0.1:1", 5.0)
+    assert refusal is not None
+    assert (refusal.local, refusal.final) == (True, False)
 
 
 def test_probe_of_what_is_no_endpoint() -> None:
