@@ -33,17 +33,22 @@ __all__ = ["ChannelPool", "default_max_sockets"]
 cdef int64_t REAP_INTERVAL = 100_000
 # Of anything that is counted: far more than there can be, and fits every machine's Py_ssize_t.
 cdef Py_ssize_t MOST = 2**31 - 1
+# Descriptors besides the pool's sockets that a process cannot do without: 9 of ours (docs/explanation/pool.md), standard
+# input and outputs, and a few for what is opened and closed again, as modules and name lookups.
+cdef long FEWEST_OTHERS = 24
 
 
 def default_max_sockets() -> int:
     """Return how many pooled sockets this process may hold, from its limit on file descriptors (RLIMIT_NOFILE).
 
-    A pooled socket costs two descriptors. A quarter of the limit, at least 128, is left to everything else.
+    A pooled socket costs two descriptors. A quarter of the limit, at least 128, is left to everything else; but there
+    are 8 sockets at least, if the limit has room for them beside what any process with a pool needs.
     """
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return 8192
-    return max(8, min(8192, (soft - max(128, soft // 4)) // 2))
+    least = max(1, min(8, (soft - FEWEST_OTHERS) // 2))
+    return max(least, min(8192, (soft - max(128, soft // 4)) // 2))
 
 
 cdef double _ns(name, value) except -1:

@@ -20,7 +20,7 @@ from pool_support import PATIENCE, Far, adds_up, call, cast
 from waiting_support import until
 
 from zmqcore._channel import Channel
-from zmqcore._pool import ChannelPool
+from zmqcore._pool import ChannelPool, default_max_sockets
 from zmqcore.errors import DeadlineExceeded, PoolExhausted, ZmqcoreError
 
 MakePool = Callable[..., ChannelPool]
@@ -322,6 +322,16 @@ def test_a_single_use_is_enough_to_be_maintained(make_pool: MakePool, far: Far) 
     for _ in range(3):
         pool.call(far.endpoint(0), b"t", "m", b"x", None, b"", 0, PATIENCE)
         assert asked == [pool]
+
+
+@pytest.mark.parametrize(
+    ("limit", "sockets"), [(16, 1), (25, 1), (32, 4), (40, 8), (128, 8), (160, 16), (1024, 384)]
+)
+def test_the_default_fits_the_limit(monkeypatch: pytest.MonkeyPatch, limit: int, sockets: int) -> None:
+    """With 9 descriptors more, see pool.md, and the standard ones."""
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (limit, limit))
+    assert default_max_sockets() == sockets
+    assert 2 * sockets + 9 + 3 <= limit
 
 
 def test_at_the_limit_of_descriptors(make_pool: MakePool, far: Far) -> None:
