@@ -7,6 +7,7 @@ import contextlib
 import errno
 import logging
 import os
+import resource
 import socket
 import threading
 import time
@@ -31,6 +32,7 @@ from zmqcore.attendant import Attendant
 from zmqcore.codec import Codec, Limits, MsgpackCodec, get_codec
 from zmqcore.matchmaker import Matchmaker, open_matchmaker
 from zmqcore.redelivery import Redelivery
+from zmqcore.resolver import addresses
 from zmqcore.runtime_dir import runtime_directory
 
 __all__ = ["Node", "Owned", "called_back", "default_matchmaker", "default_node"]
@@ -43,6 +45,9 @@ called_back: ContextVar[bool] = ContextVar("zmqcore_called_back", default=False)
 
 #: What a context and its first socket take (6 with libzmq 4.3.5), and a little more.
 _CONTEXT_FDS = 8
+#: What libzmq and a port take beside one for each endpoint: its socket, what wakes its receiver, the list of the
+#: interfaces, without which binding to tcp aborts, and some for what others open meanwhile.
+_PORT_FDS = 7
 #: What a context may hold besides the pool's sockets: ports, and what users make by themselves. libzmq's own default.
 _SOCKETS_BESIDES_POOL = 1023
 #: How long, in seconds, closing waits for libzmq at least, even if its time is over: mostly a millisecond is enough.
@@ -54,6 +59,8 @@ _EXIT_TIMEOUT = 1.0
 #: libzmq's thread lets go of a tcp port a moment after its socket was closed (milliseconds): how long to try to bind
 #: one that seems to be in use, and how often, in seconds.
 _UNBIND_PATIENCE, _UNBIND_PAUSE = 0.2, 0.005
+#: How long, in seconds, this host's own name may take to be resolved.
+_NAME_PATIENCE = 2.0
 
 
 class Owned(Protocol):
@@ -120,11 +127,9 @@ class Node:
         self.liveness = check_liveness(liveness)
         window = Window(window_messages, window_bytes)
         self.window_messages, self.window_bytes = window.max_messages, window.max_bytes
-        if advertise is None:
-            advertise = _reachable_name(self.host)
-        self.advertised_host = options.instance(
-            "advertise", advertise, str, "a host's name or address, or None"
-        )
+        if advertise is not None:
+            options.instance("advertise", advertise, str, "a host's name or address, or None")
+        self._advertised_host = advertise
         if context is not None:
             options.instance("context", context, zmq.Context, "a zmq.Context, or None")
         if isinstance(matchmaker, str):
@@ -164,6 +169,17 @@ class Node:
         if type(made) is MsgpackCodec and made.limits != self.limits:
             made = made.with_limits(self.limits)
         return made
+
+    @property
+    def advertised_host(self) -> str:
+        """The name or address that others are told for a server that listens on every interface.
+
+        Unless it was given it is this host's name, or the loopback address if that cannot be resolved in time: looked
+        up when first asked for, which takes a few seconds at most.
+        """
+        if self._advertised_host is None:
+            self._advertised_host = _reachable_name(self.host)
+        return self._advertised_host
 
     @property
     def identity(self) -> str:
@@ -218,18 +234,21 @@ class Node:
     def open_port(self, bind: Sequence[str] | None = None) -> Port:
         """Return a new port bound to ``bind``, or to this node's default endpoints. The caller closes it.
 
-        Raises InvalidEndpoint, or OSError saying which endpoint cannot be bound.
+        Raises InvalidEndpoint, or OSError saying which endpoint cannot be bound, or that there are too few file
+        descriptors.
         """
         asked = bind if bind is not None else self.bind or ("ipc://*", "tcp://127.0.0.1:*")
         for endpoint in asked:
             endpoints.Endpoint.parse(endpoint, bind=True)
         # libzmq's own choice for ipc://* may be a path below the working directory.
         wanted = tuple(_fresh_ipc() if endpoint == "ipc://*" else endpoint for endpoint in asked)
+        context = self.context
+        _check_spare(_PORT_FDS + len(wanted), f"a server at {', '.join(wanted)}")
         give_up_at = time.monotonic() + _UNBIND_PATIENCE
         while True:
             try:
                 return Port(
-                    self.context,
+                    context,
                     wanted,
                     max_bytes=self.limits.message_bytes,
                     max_buffers=self.limits.buffers,
@@ -363,24 +382,38 @@ def _open_context(max_sockets: int) -> zmq.Context[zmq.Socket[bytes]]:
 
     libzmq aborts the process if it gets no descriptor for either. Here one can still say so: raises PoolExhausted.
     """
-    spare: list[int] = []
     try:
-        spare.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
-        while len(spare) < _CONTEXT_FDS:
-            spare.append(os.dup(spare[0]))
+        _check_spare(_CONTEXT_FDS, "a ZeroMQ context")
     except OSError as exc:
-        raise errors.PoolExhausted(
-            f"a ZeroMQ context needs {_CONTEXT_FDS} file descriptors, and {len(spare)} are left ({exc.strerror});"
-            " see zmqcore doctor"
-        ) from exc
-    finally:
-        for fd in spare:
-            os.close(fd)
+        raise errors.PoolExhausted(exc.strerror) from exc
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     # The default of 1023 would be a second, hidden budget. The most that libzmq can do would cost a megabyte, and a
     # third of a millisecond with the first socket.
     context.set(zmq.MAX_SOCKETS, min(max_sockets, context.get(zmq.SOCKET_LIMIT)))
     return context
+
+
+def _check_spare(wanted: int, what: str) -> None:
+    """Raise OSError if this process cannot open ``wanted`` more file descriptors for ``what``.
+
+    Where libzmq gets none it may abort the process. Another thread may take them a moment later: this makes it
+    unlikely, not impossible.
+    """
+    spare: list[int] = []
+    try:
+        spare.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+        while len(spare) < wanted:
+            spare.append(os.dup(spare[0]))
+    except OSError as exc:
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        raise OSError(
+            exc.errno,
+            f"{what} needs {wanted} file descriptors, and {len(spare)} of the {limit} that this process may have are"
+            f" left ({exc.strerror}). Raise the limit (ulimit -n); see zmqcore doctor",
+        ) from exc
+    finally:
+        for fd in spare:
+            os.close(fd)
 
 
 def _terminate(context: zmq.Context[zmq.Socket[bytes]], patience: float) -> None:
@@ -408,8 +441,14 @@ def _terminate(context: zmq.Context[zmq.Socket[bytes]], patience: float) -> None
 def _reachable_name(host: str) -> str:
     """Return ``host`` if other hosts may know it by that name, else the loopback address."""
     try:
-        socket.getaddrinfo(host, None)
-    except OSError:
+        addresses(host, _NAME_PATIENCE)
+    except OSError as exc:
+        _logger.warning(
+            "servers that listen on every interface are announced at 127.0.0.1, where only this host reaches them: the"
+            " name of this host, %s, cannot be resolved (%s). Node(advertise=...) names another one",
+            host,
+            exc.strerror or exc,
+        )
         return "127.0.0.1"
     return host
 

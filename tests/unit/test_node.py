@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +13,7 @@ import pytest
 import zmq
 from clock_support import Clock
 
-from zmqcore import Client, Closed, Limits, MatchmakerError, Node
+from zmqcore import Client, Closed, Limits, MatchmakerError, Node, Server
 from zmqcore.codec import MsgpackCodec, get_codec
 from zmqcore.matchmaker import open_matchmaker
 
@@ -24,6 +26,70 @@ def test_nothing_is_opened_until_it_is_used() -> None:
         if before:
             assert len(list(Path("/proc/self/fd").iterdir())) == before
         assert node.stats()["pool"]["open"] == 0
+
+
+def test_its_own_name_is_looked_up_when_it_is_needed(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The name server may be silent: a node that nobody asks for it must not wait for that."""
+    asked: list[str] = []
+
+    def addresses(host: str, _timeout: float) -> list[str]:
+        asked.append(host)
+        if host == "silent.test":
+            raise TimeoutError("the name has not been resolved yet")
+        return ["192.0.2.1"]
+
+    monkeypatch.setattr("zmqcore.node.addresses", addresses)
+    for host, announced in (("known.test", "known.test"), ("silent.test", "127.0.0.1")):
+        monkeypatch.setattr("socket.gethostname", lambda host=host: host)
+        with Node("memory://node") as node:
+            with Server("local", {"f": int}, node=node, bind="tcp://127.0.0.1:*"):
+                assert asked == []
+            with Server("everywhere", {"f": int}, node=node, bind="tcp://0.0.0.0:*") as server:
+                assert server.member.endpoints[0].startswith(f"tcp://{announced}:")
+            assert node.advertised_host == announced
+        assert asked == [host]
+        asked.clear()
+    (record,) = caplog.records
+    assert "silent.test" in record.getMessage()
+    with Node("memory://node", advertise="10.0.0.1") as node:
+        assert node.advertised_host == "10.0.0.1"
+    assert asked == []
+
+
+_AT_THE_LIMIT = """
+import contextlib, errno, os, resource
+from zmqcore import Node
+node = Node("memory://node")
+node.open_port(["tcp://127.0.0.1:*"]).close()
+resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
+taken, refused = [], 0
+with contextlib.suppress(OSError):
+    while True:
+        taken.append(os.dup(0))
+for n in range(12):
+    try:
+        node.open_port(["tcp://127.0.0.1:*"]).close()
+    except OSError as exc:
+        assert exc.errno == errno.EMFILE, exc
+        assert "of the 100 " in str(exc), exc
+        refused += 1
+    os.close(taken.pop())
+assert 0 < refused < 12, refused
+for fd in taken:
+    os.close(fd)
+node.close()
+print("survived")
+"""
+
+
+def test_a_port_at_the_limit_of_descriptors() -> None:
+    """libzmq aborts the process if it finds none when it binds to tcp."""
+    ran = subprocess.run(
+        [sys.executable, "-c", _AT_THE_LIMIT], capture_output=True, text=True, timeout=60.0
+    )
+    assert (ran.stdout, ran.stderr, ran.returncode) == ("survived\n", "", 0)
 
 
 def test_each_node_has_an_identity_of_its_own() -> None:
