@@ -89,11 +89,15 @@ def _check_accepts(endpoint: str) -> None:
 def _check_zeromq(where: Endpoint, facts: dict[str, Any]) -> None:
     got, ended = _read_greeting(where)
     if len(got) < _SIGNATURE_BYTES or got[0] != 0xFF or not got[_SIGNATURE_BYTES - 1] & 1:
-        said = f"it sent {got[:24]!r}" if got else "it sent nothing"
+        if not got:
+            raise _Wrong(
+                f"something accepts connections at {where}, but does not greet: it sent nothing, {ended}",
+                "its process is stopped or hangs; or another program has this address",
+            )
         raise _Wrong(
-            f"something listens at {where}, but does not speak ZeroMQ: {said}"
+            f"something listens at {where}, but does not speak ZeroMQ: it sent {got[:24]!r}"
             + (f", {ended}" if ended else ""),
-            "another program has this address; or, if it sent nothing, its process is stopped or hangs",
+            "another program has this address",
         )
     facts["speaks_zeromq"] = True
     if len(got) == _GREETING_BYTES:
