@@ -33,8 +33,8 @@ __all__ = ["ChannelPool", "default_max_sockets"]
 cdef int64_t REAP_INTERVAL = 100_000
 # Of anything that is counted: far more than there can be, and fits every machine's Py_ssize_t.
 cdef Py_ssize_t MOST = 2**31 - 1
-# Descriptors besides the pool's sockets that a process cannot do without: 9 of ours (docs/explanation/pool.md), standard
-# input and outputs, and a few for what is opened and closed again, as modules and name lookups.
+# Descriptors besides the pool's sockets that a process cannot do without: 9 of ours (docs/explanation/pool.md), the
+# standard ones, and a few for what is opened and closed again, as modules and name lookups.
 cdef long FEWEST_OTHERS = 24
 
 

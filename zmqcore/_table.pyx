@@ -568,7 +568,7 @@ cdef class Table:
     # -- endpoints that cannot be reached ------------------------------------------------------------------
 
     cdef int64_t note_attempt(self, Slot slot, str reason) except -1:
-        """An attempt has not come to a connection, as far as one of those who wait for it could wait: note what is known.
+        """One of those who wait for a connection could wait no longer: note what is known, and the time it has taken.
 
         Return how much time, in ns, has been spent on the endpoint since it was last reached. Takes the lock.
         """

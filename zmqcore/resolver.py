@@ -69,9 +69,7 @@ class _Resolver:
                 del self._lookups[name]
         lookup = self._lookups[host] = _Lookup()
         self._running.add(lookup)
-        thread = threading.Thread(
-            target=self._run, args=(host, lookup), name="zmqcore-resolver", daemon=True
-        )
+        thread = threading.Thread(target=self._run, args=(host, lookup), name="zmqcore-resolver", daemon=True)
         try:
             thread.start()
         except BaseException as exc:

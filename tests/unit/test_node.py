@@ -87,7 +87,7 @@ print("survived")
 def test_a_port_at_the_limit_of_descriptors() -> None:
     """libzmq aborts the process if it finds none when it binds to tcp."""
     ran = subprocess.run(
-        [sys.executable, "-c", _AT_THE_LIMIT], capture_output=True, text=True, timeout=60.0
+        [sys.executable, "-c", _AT_THE_LIMIT], check=False, capture_output=True, text=True, timeout=60.0
     )
     assert (ran.stdout, ran.stderr, ran.returncode) == ("survived\n", "", 0)
 

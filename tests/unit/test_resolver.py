@@ -130,7 +130,9 @@ except TimeoutError:
 
 
 def test_a_process_ends_although_a_lookup_goes_on() -> None:
-    ran = subprocess.run([sys.executable, "-c", _ENDS], capture_output=True, text=True, timeout=PATIENCE)
+    ran = subprocess.run(
+        [sys.executable, "-c", _ENDS], check=False, capture_output=True, text=True, timeout=PATIENCE
+    )
     assert (ran.stdout, ran.stderr, ran.returncode) == ("ends\n", "", 0)
 
 
