@@ -16,7 +16,7 @@ from zmqcore._pool import ChannelPool
 from zmqcore._port import Port
 from zmqcore._request import Request
 from zmqcore.attendant import Attendant
-from zmqcore.endpoint import probe
+from zmqcore.endpoint import numeric, probe
 
 #: The number of our body's encoding on the wire. 0 is "none", which ports use for their own refusals.
 JSON = 200
@@ -33,14 +33,15 @@ class ZmqcoreDriver:
         self._pool = ChannelPool(
             self._connect,
             max_sockets=max_sockets,
+            resolve=numeric,  # looks up host names: libzmq would let everybody else wait for that
             probe=probe,  # says "connection refused" instead of waiting for the timeout
             maintenance=self._attendant.maintain,  # idle channels expire without traffic
         )
         self._port: Port | None = None
         self._stopping = False
 
-    def _connect(self, endpoint: str) -> Channel:
-        return Channel(self._context, endpoint, attention=self._attendant.attend)
+    def _connect(self, endpoint: str, address: str) -> Channel:
+        return Channel(self._context, endpoint, address=address, attention=self._attendant.attend)
 
     # -- sending -----------------------------------------------------------------------------------------
 
