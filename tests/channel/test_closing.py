@@ -313,7 +313,7 @@ def test_replies_to_nobody_are_counted(puppet: Puppet, connect: Callable[..., Ch
 def test_an_impossible_window_is_refused(
     context: zmq.Context[zmq.Socket[bytes]], options: dict[str, int]
 ) -> None:
-    with pytest.raises(ValueError, match="must be at least 1"):
+    with pytest.raises(ValueError, match="it must be a whole number, at least 1"):
         Channel(context, "tcp://127.0.0.1:1", **options)
 
 
