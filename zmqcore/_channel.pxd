@@ -124,6 +124,7 @@ cdef class Channel(Requester):
     cdef int _take_envelope(self, Envelope envelope) except -1
     cdef int _open(self) except -1
     cdef bint _say_hello(self) except -1
+    cdef int _end_late(self) except -1
     cdef int _refuse(self, const Header *header, int outcome, str problem) except -1
     cdef int _refuse_for_size(self, Envelope envelope) except -1
     cdef int _take_buffers(self, Envelope envelope, zc_msg_t *message) except -1

@@ -52,8 +52,8 @@ from zmqcore._libzmq cimport (
 )
 from zmqcore._outbox cimport MOST_HELD_BYTES, Outbox
 from zmqcore._pending cimport (
-    OUTCOME_CLOSED, OUTCOME_DONE, OUTCOME_LOST, OUTCOME_MALFORMED, OUTCOME_TOO_LARGE, OUTCOME_WAITING, Pending,
-    Requester,
+    OUTCOME_CLOSED, OUTCOME_DONE, OUTCOME_LATE, OUTCOME_LOST, OUTCOME_MALFORMED, OUTCOME_TOO_LARGE, OUTCOME_WAITING,
+    Pending, Requester,
 )
 from zmqcore._retention cimport Lane, Retained, Retention
 from zmqcore._socket cimport (
@@ -1051,11 +1051,21 @@ cdef class Channel(Requester):
             self.parted = False
             self.retention.bar(self.window.acked_id)
             self._end_turns()       # they go elsewhere
+            if header.id:
+                self._end_late()
         elif header.kind == KIND_ACK:
             if header.id:
                 self._finished_to(header.id)
         else:
             self.n_garbage += 1
+        return 0
+
+    cdef int _end_late(self) except -1:
+        """The port has stopped, and has not taken what was sent after what it has acknowledged."""
+        cdef Pending pending
+        for number in [number for number in self.pending if number > self.window.acked_id]:
+            pending = self.pending.pop(number)
+            self.finish(pending, OUTCOME_LATE)
         return 0
 
     cdef int _refuse(self, const Header *header, int outcome, str problem) except -1:

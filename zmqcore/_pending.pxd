@@ -17,6 +17,7 @@ cdef enum Outcome:
     OUTCOME_CANCELLED = 5
     OUTCOME_MALFORMED = 6
     OUTCOME_TOO_LARGE = 7
+    OUTCOME_LATE = 8            # the port had stopped before the request came
 
 cdef class Pending:
     cdef readonly Requester channel

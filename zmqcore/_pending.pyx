@@ -204,7 +204,7 @@ cdef class Pending:
             channel.unlock()
 
     def __repr__(self) -> str:
-        names = ("waiting", "done", "lost", "closed", "expired", "cancelled", "malformed", "too large")
+        names = ("waiting", "done", "lost", "closed", "expired", "cancelled", "malformed", "too large", "late")
         return f"<Pending {self.id} on {self.channel.endpoint} {names[self.outcome]}>"
 
 
@@ -410,6 +410,10 @@ cdef class Requester(LedSocket):
         if pending.outcome == OUTCOME_LOST:
             raise errors.PeerLost(
                 f"{self.endpoint}: {self.lost_reason} before the reply came; the request may have been executed")
+        if pending.outcome == OUTCOME_LATE:
+            raise errors.PeerLost(
+                f"{self.endpoint}: the server had stopped before this request came; not executed",
+                executed_possible=False)
         if pending.outcome == OUTCOME_MALFORMED:
             raise errors.ProtocolError(f"{self.endpoint} has answered by what cannot be read: {pending.problem}")
         if pending.outcome == OUTCOME_TOO_LARGE:

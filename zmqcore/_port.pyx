@@ -380,6 +380,11 @@ cdef class Port(Answerer):
                     self._flush_held()
                     # What has been finished since the last look: whoever hears of it need not send that again.
                     self._flush_acks(False)
+                    if self.leaving:
+                        # What comes from now on is not executed: its sender can be told, for what it has sent already.
+                        for peer in list(self.peers.values()):
+                            if peer.flow and not peer.parted:
+                                self._control(peer, KIND_GOODBYE, 1, b"", False)
                 except errors.ZmqcoreError:
                     pass        # e.g. the context has been closed
                 self.closed = True

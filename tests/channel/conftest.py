@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import waiting_support
 import zmq
+from channel_support import Puppet
 
 from zmqcore._channel import Channel
 
@@ -94,6 +95,13 @@ def context() -> Iterator[zmq.Context[zmq.Socket[bytes]]]:
     made: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     yield made
     made.term()
+
+
+@pytest.fixture
+def puppet(context: zmq.Context[zmq.Socket[bytes]]) -> Iterator[Puppet]:
+    made = Puppet(context)
+    yield made
+    made.socket.close(linger=0)
 
 
 class Nowhere:

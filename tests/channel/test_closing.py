@@ -6,11 +6,12 @@ import itertools
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import zmq
+from channel_support import Puppet
 from waiting_support import waiting_threads
 
 from zmqcore import errors
@@ -202,27 +203,6 @@ def test_signals_do_not_tear_multipart_messages(
     assert ticks
 
 
-class Puppet:
-    """A ROUTER that answers what the test tells it to."""
-
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
-        self.socket = context.socket(zmq.ROUTER)
-        self.socket.bind("tcp://127.0.0.1:*")
-        self.endpoint = self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
-
-    def take(self) -> bytes:
-        assert self.socket.poll(int(LONG * 1000))
-        routing_id: bytes = self.socket.recv_multipart()[0]
-        return routing_id
-
-
-@pytest.fixture
-def puppet(context: zmq.Context[zmq.Socket[bytes]]) -> Iterator[Puppet]:
-    made = Puppet(context)
-    yield made
-    made.socket.close(linger=0)
-
-
 GOOD = pack("reply", id=1, body=b"good")
 
 GARBAGE = {
@@ -260,10 +240,10 @@ def test_a_malformed_reply_ends_its_call(
     channel = connect(puppet.endpoint)
 
     def answer() -> None:
-        routing_id = puppet.take()
-        puppet.socket.send_multipart([routing_id, *MALFORMED_REPLIES[name]])
         puppet.take()
-        puppet.socket.send_multipart([routing_id, *pack("reply", id=2, body=b"good")])
+        puppet.send(MALFORMED_REPLIES[name])
+        puppet.take()
+        puppet.send(pack("reply", id=2, body=b"good"))
 
     team.start(answer)
     with pytest.raises(errors.ProtocolError, match="other buffers than it announces"):
@@ -280,9 +260,9 @@ def test_garbage_is_counted_and_the_reply_still_found(
     channel = connect(puppet.endpoint)
 
     def answer() -> None:
-        routing_id = puppet.take()
-        puppet.socket.send_multipart([routing_id, *GARBAGE[name]])
-        puppet.socket.send_multipart([routing_id, *GOOD])
+        puppet.take()
+        puppet.send(GARBAGE[name])
+        puppet.send(GOOD)
 
     team.start(answer)
     assert call(channel, "m") == b"good"
@@ -295,11 +275,11 @@ def test_replies_to_nobody_are_counted(puppet: Puppet, connect: Callable[..., Ch
     channel = connect(puppet.endpoint)
 
     def answer() -> None:
-        routing_id = puppet.take()
+        puppet.take()
         for number in (0, 2, 77, 2**64 - 1):
-            puppet.socket.send_multipart([routing_id, *pack("reply", id=number)])
-        puppet.socket.send_multipart([routing_id, *GOOD])
-        puppet.socket.send_multipart([routing_id, *GOOD])
+            puppet.send(pack("reply", id=number))
+        puppet.send(GOOD)
+        puppet.send(GOOD)
 
     team.start(answer)
     assert call(channel, "m") == b"good"

@@ -3,44 +3,19 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-import zmq
+from channel_support import Puppet
 
 from zmqcore import errors
 from zmqcore._channel import Channel
-from zmqcore._frame import Envelope, pack
+from zmqcore._frame import Envelope
 
 LONG = 20.0
 ROOM = 1 << 18
 """What a message may have besides body and buffers; a hello adds it."""
-
-
-class Puppet:
-    """A ROUTER that shows what comes, and answers what the test tells it to."""
-
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
-        self.socket = context.socket(zmq.ROUTER)
-        self.socket.bind("tcp://127.0.0.1:*")
-        self.endpoint = self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
-        self._from = b""
-
-    def take(self) -> Envelope:
-        assert self.socket.poll(int(LONG * 1000)), "nothing comes"
-        self._from, *parts = self.socket.recv_multipart()
-        return Envelope.parse(parts)
-
-    def say(self, kind: str, **fields: Any) -> None:
-        self.socket.send_multipart([self._from, *pack(kind, **fields)])
-
-
-@pytest.fixture
-def puppet(context: zmq.Context[zmq.Socket[bytes]]) -> Iterator[Puppet]:
-    made = Puppet(context)
-    yield made
-    made.socket.close(linger=0)
 
 
 def told(hello: Envelope) -> tuple[int, int]:

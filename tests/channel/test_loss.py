@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from channel_support import Puppet
 
 from zmqcore import errors
 from zmqcore._channel import Channel
@@ -232,3 +233,23 @@ def test_a_fork_with_the_lock_held_by_another_thread_does_not_hang_the_child(
         in_child(child)
     over.append(True)
     team.join()
+
+
+def test_a_port_that_has_stopped_tells_what_it_has_not_taken(
+    puppet: Puppet, connect: Callable[..., Channel], until: Callable[..., None]
+) -> None:
+    """What crossed the goodbye on the way, from a client that had not read it: certainly not executed."""
+    channel = connect(puppet.endpoint)
+    taken, late = silent(channel), silent(channel)
+    first, second = puppet.take(), puppet.take()
+    puppet.say("goodbye", id=1, ack=first.id)
+    until(lambda: channel.look() or late.done, "the last word")
+    assert not taken.done
+    with pytest.raises(errors.PeerLost, match="had stopped before this request came; not executed") as caught:
+        late.envelope()
+    assert not caught.value.executed_possible
+    assert "late" in repr(late)
+    puppet.say("reply", id=second.id)  # it did not keep its word
+    puppet.say("reply", id=first.id)
+    assert taken.envelope().kind == "reply"
+    assert channel.stats()["late_replies"] == 1

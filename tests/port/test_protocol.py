@@ -220,6 +220,26 @@ def test_a_port_has_settled_when_busy_peers_have_said_so(
     until(port.settled, "settled")
 
 
+def test_the_last_goodbye_says_what_has_been_taken(
+    port: Port, held: list[Request], bare: Callable[..., Any], until: Callable[..., None]
+) -> None:
+    client, polite = bare(port.endpoints[0]), bare(port.endpoints[0])
+    for each in (client, polite):
+        each.send("ping")
+        each.receive_kind("pong")
+    client.send("cast")
+    until(lambda: held, "the cast")
+    port.goodbye()
+    assert client.receive_kind("goodbye").id == 0
+    assert polite.receive_kind("goodbye").id == 0
+    polite.send("goodbye")
+    until(port.settled, "settled")
+    port.close(linger=10.0)
+    last = client.receive_kind("goodbye")
+    assert (last.id, last.ack) == (1, 2)
+    assert polite.nothing_comes()
+
+
 @pytest.mark.usefixtures("held")
 def test_a_goodbye_of_the_peer_forgets_it(
     port: Port, bare: Callable[..., Any], until: Callable[..., None]

@@ -84,6 +84,8 @@ def test_nobody_listens(
     node = make_node(connect_timeout=0.5)
     client = Client("t", node=node, timeout=timeout, connect=f"tcp://127.0.0.1:{free_port}")
     error = _ends(running, getattr(client, operation), "work")
+    if timeout < 0.1 and isinstance(error, DeadlineExceeded):
+        return  # on a busy machine it had passed before anything was tried
     assert isinstance(error, Unreachable)
     assert str(free_port) in str(error)
 
