@@ -26,6 +26,7 @@ from zmqcore import (
     Unreachable,
 )
 from zmqcore._request import Request
+from zmqcore.rpc.backlog import Backlog
 from zmqcore.rpc.executor import Threads
 
 Until = Callable[..., None]
@@ -432,6 +433,26 @@ def test_a_short_queue_loses_nothing(
     assert server.stats()["handled"] == 3001
     (channel,) = node.stats()["channels"].values()
     assert channel["casts"] == 3000
+
+
+def test_who_receives_hears_of_room_when_there_is_some(
+    serve: Callable[..., Server], connect: Callable[..., Client], gate: Gate, until: Until,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Told before there is any, it would look too early, and set aside what comes for ever."""
+
+    class Slow(Backlog):
+        def popleft(self) -> Any:
+            time.sleep(0.01)  # the others run meanwhile
+            return super().popleft()
+
+    monkeypatch.setattr("zmqcore.rpc.server.Backlog", Slow)
+    serve("t", gate, workers=1, queue_size=1)
+    client = connect("t")
+    for n in range(1, 11):
+        for _ in range(5):
+            client.cast("add")
+        until(lambda n=n: gate.count == 5 * n)
 
 
 def test_a_handler_that_has_always_been_short_may_turn_out_to_be_long(

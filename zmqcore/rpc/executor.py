@@ -252,9 +252,12 @@ class Threads(_Executor):
 
     def _pop(self) -> Request:
         """Take the next request that waits; whoever receives may have been waiting for room. The lock is held."""
-        if self._backlog.full:
+        was_full = self._backlog.full
+        request = self._backlog.popleft()
+        if was_full:
+            # Only now: who is woken looks without the lock whether there is room.
             self._port.wake()
-        return self._backlog.popleft()
+        return request
 
     def _take(self) -> Request | None:
         """Return a request to run, counted as running: one that waits, or one received. None at the end."""
