@@ -58,7 +58,8 @@ from zmqcore._pending cimport (
 from zmqcore._retention cimport Lane, Retained, Retention
 from zmqcore._socket cimport (
     NEVER, SharedSocket, SpinScore, Waiter, Wakes, coarse_now_ns, deadline_after, deadline_from, fork_generation,
-    handle_of, limit_silence, now_ns, set_option, waiter_borrow, waiter_return, wakes_move, wakes_pay, wakes_settle,
+    handle_of, is_ipv6, limit_silence, now_ns, set_option, waiter_borrow, waiter_return, wakes_move, wakes_pay,
+    wakes_settle,
 )
 from zmqcore._window cimport Window
 
@@ -140,7 +141,9 @@ cdef class Channel(Requester):
             limit_silence(handle, liveness, True)
             if configure is not None:
                 configure(socket)
-            socket.connect(endpoint if address is None else address)
+            address = endpoint if address is None else address
+            socket.setsockopt(zmq.IPV6, is_ipv6(address))
+            socket.connect(address)
             self.shared = SharedSocket(socket, spin, _spin_shared)
             self.outbox = Outbox(self.shared)
         except BaseException:

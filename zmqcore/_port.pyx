@@ -46,8 +46,8 @@ from zmqcore._libzmq cimport ZMQ_DONTWAIT, ZMQ_SNDMORE, libzmq, raise_errno, zc_
 from zmqcore._outbox cimport MOST_HELD_BYTES, Outbox
 from zmqcore._request cimport ACK_MESSAGES, Answerer, Peer, Request
 from zmqcore._socket cimport (
-    NEVER, SharedSocket, Waiter, coarse_now_ns, deadline_after, fork_generation, handle_of, limit_silence, now_ns,
-    wait_without_gil, waiter_borrow, waiter_return,
+    NEVER, SharedSocket, Waiter, coarse_now_ns, deadline_after, fork_generation, handle_of, is_ipv6,
+    limit_silence, now_ns, wait_without_gil, waiter_borrow, waiter_return,
 )
 
 from zmqcore import errors
@@ -112,6 +112,7 @@ cdef class Port(Answerer):
             if configure is not None:
                 configure(socket)
             for endpoint in endpoints:
+                socket.setsockopt(zmq.IPV6, is_ipv6(endpoint))
                 socket.bind(endpoint)
                 bound.append(socket.getsockopt(zmq.LAST_ENDPOINT).rstrip(b"\0").decode())
             self.shared = SharedSocket(socket, spin)

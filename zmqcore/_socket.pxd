@@ -21,6 +21,7 @@ cdef uint64_t fork_generation() noexcept nogil
 cdef int limit_silence(void *socket, double liveness, bint heartbeats) except -1
 cdef void *handle_of(socket) except NULL
 cdef int set_option(void *socket, int option, int value) except -1
+cdef bint is_ipv6(str endpoint)
 
 cdef int gc_pause() noexcept
 cdef int gc_resume(int was_on) noexcept

@@ -324,6 +324,11 @@ cdef int set_option(void *socket, int option, int value) except -1:
     return 0
 
 
+cdef bint is_ipv6(str endpoint):
+    """Whether libzmq is to be told, by ZMQ_IPV6, that ``endpoint`` is one of IPv6."""
+    return endpoint.startswith("tcp://[")
+
+
 # -- waiting ------------------------------------------------------------------------------------------------
 
 @cython.final

@@ -361,3 +361,31 @@ def test_several_servers_and_clients_live_in_one_process(
         for result in threads.map(work, clients):
             assert result == [(number + 1) * 2 for number in range(50)]
     assert all(server.stop() for server in servers)
+
+
+@pytest.mark.parametrize(
+    ("bind", "connect"),
+    [
+        ("tcp://[::1]:*", "tcp://[::1]:{}"),
+        ("tcp://[::]:*", "tcp://[::1]:{}"),
+        ("tcp://[::]:*", "tcp://127.0.0.1:{}"),
+    ],
+)
+def test_ipv6(make_node: Callable[..., Node], bind: str, connect: str) -> None:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError as exc:
+        pytest.skip(f"this host has no IPv6: {exc}")
+    node = make_node("memory://six")
+    with (
+        Server("t", {"echo": _echo}, node=node, bind=[bind, "tcp://127.0.0.1:*"]) as server,
+        Client("t", node=node, connect=connect.format(server.endpoints[0].rpartition(":")[2])) as client,
+        Client("t", node=node, connect=server.endpoints[1]) as other,
+    ):
+        assert client.call("echo", 6) == 6
+        assert other.call("echo", 4) == 4
+        assert server.endpoints[1].startswith("tcp://127.0.0.1:")
+
+
+def _echo(value: int) -> int:
+    return value
