@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import zmq
-from pool_support import PATIENCE, Far
+from pool_support import PATIENCE, Far, call
 from waiting_support import until
 
 from zmqcore import Client, Node
@@ -60,6 +60,7 @@ def test_a_pool_that_is_closing_takes_nothing_new(far: Far) -> None:
     pool, where = node.pool, far.endpoint(0)
     channel = pool.acquire(where)
     far.reading.clear()
+    call(channel)  # the server was receiving; it is not any more
     pending = channel.submit(b"t", "m", b"x", None, b"", 0, PATIENCE, lambda _: None)
     pool.release(channel)
     closing = threading.Thread(target=pool.close, args=(PATIENCE,))
