@@ -236,8 +236,11 @@ def test_the_last_goodbye_says_what_has_been_taken(
     until(port.settled, "settled")
     port.close(linger=10.0)
     last = client.receive_kind("goodbye")
+    while last.id == 0:  # it may have been repeated
+        last = client.receive_kind("goodbye")
     assert (last.id, last.ack) == (1, 2)
-    assert polite.nothing_comes()
+    while not polite.nothing_comes():
+        assert polite.receive().id == 0
 
 
 @pytest.mark.usefixtures("held")
