@@ -233,14 +233,12 @@ def test_the_last_goodbye_says_what_has_been_taken(
     assert client.receive_kind("goodbye").id == 0
     assert polite.receive_kind("goodbye").id == 0
     polite.send("goodbye")
-    until(port.settled, "settled")
+    polite.send("ping")
+    polite.receive_kind("pong")  # so it has been heard
     port.close(linger=10.0)
     last = client.receive_kind("goodbye")
-    while last.id == 0:  # it may have been repeated
-        last = client.receive_kind("goodbye")
     assert (last.id, last.ack) == (1, 2)
-    while not polite.nothing_comes():
-        assert polite.receive().id == 0
+    assert polite.nothing_comes()
 
 
 @pytest.mark.usefixtures("held")
