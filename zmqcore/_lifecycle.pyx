@@ -148,6 +148,8 @@ cdef class Lifecycle:
             if now_ns() >= until or refusal is not None and refusal.final:
                 raise self._failed(slot, refusal, started, limit)
             patience *= 4
+        if slot.cautious and slot.stage == STAGE_CONNECTING:
+            self._ask(channel, until)
         table.enter()
         try:
             if slot.stage == STAGE_CONNECTING:
@@ -162,6 +164,23 @@ cdef class Lifecycle:
         finally:
             table.leave()
         return channel
+
+    def _ask(self, Channel channel not None, int64_t until):
+        """See that there is a server that takes what is new: the last one there has said goodbye.
+
+        If it closes right now, before it has read anything, nobody could tell whether that has been executed.
+        """
+        try:
+            channel.ping(max(0.001, (until - now_ns()) / 1e9))
+        except errors.DeadlineExceeded:
+            return      # a server without threads that runs a method; it is there
+        except errors.PeerLost as exc:
+            raise errors.PeerLost(
+                f"{channel.endpoint}: the channel was lost while connecting", executed_possible=False) from exc
+        if channel.goodbye:
+            raise errors.PeerLost(
+                f"{channel.endpoint}: the server takes nothing new; this message had not been sent",
+                executed_possible=False)
 
     def _failed(self, Slot slot not None, refusal, int64_t started, int64_t limit):
         """Note that the attempt has come to nothing for one who waits since ``started``; return the error to raise.

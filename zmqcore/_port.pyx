@@ -365,6 +365,26 @@ cdef class Port(Answerer):
             self._unlock()
         return settled
 
+    def farewell(self) -> bool:
+        """The last goodbye, before close() and instead of receiving anything more: what comes now is not executed.
+
+        Returns whether there is anybody who could have sent something since it read the first one. It hears that, and so
+        can try elsewhere what it has sent, if it reads the last one before the connection is closed: a moment later.
+        """
+        cdef Peer peer
+        cdef int64_t now = now_ns()
+        cdef bint heard = False
+        self._check()
+        self.shared.enter()
+        try:
+            if not self.closed:
+                for peer in list(self.peers.values()):
+                    if peer.flow and not peer.parted and self._control(peer, KIND_GOODBYE, 1, b"", False):
+                        heard = heard or now - peer.last_seen < BUSY_FOR
+        finally:
+            self._unlock()
+        return heard
+
     def close(self, linger: float = 0.0) -> None:
         """Close the socket; what has not been sent is dropped after ``linger`` seconds. Twice is fine.
 
@@ -381,11 +401,6 @@ cdef class Port(Answerer):
                     self._flush_held()
                     # What has been finished since the last look: whoever hears of it need not send that again.
                     self._flush_acks(False)
-                    if self.leaving:
-                        # What comes from now on is not executed: its sender can be told, for what it has sent already.
-                        for peer in list(self.peers.values()):
-                            if peer.flow and not peer.parted:
-                                self._control(peer, KIND_GOODBYE, 1, b"", False)
                 except errors.ZmqcoreError:
                     pass        # e.g. the context has been closed
                 self.closed = True

@@ -40,6 +40,7 @@ cdef class Slot:
     cdef int cause                  # set while it is stale: why it leaves when its last user does
     cdef bint persistent, protected
     cdef bint stale                 # in use, but nobody new gets it
+    cdef bint cautious              # a server there has said goodbye a moment ago: ask before anything is sent
     cdef bint unreachable           # its endpoint has been found to be, by one of those who wait for it
     cdef bint failed                # the attempt is remembered as a failure
     cdef Ring ring                  # the ring of idle slots it stands in; None while in use
@@ -82,6 +83,7 @@ cdef class Table:
     cdef Py_ssize_t total           # every slot that is not gone; never above max_sockets
     cdef Py_ssize_t in_use
     cdef dict failures              # endpoint -> _Failure
+    cdef dict goodbyes              # endpoint -> when a server there has said goodbye
     cdef OpenFds fds                # None until the first channel is made
     cdef bint closed
     cdef uint64_t maintain_from     # n_acquired from which on maintain() has to be called; MAINTAINED: it is

@@ -48,6 +48,8 @@ cdef int64_t BACKOFF_MAX = 1_000_000_000
 # How long a failure is remembered without a new attempt, in ns, and of how many endpoints.
 cdef int64_t FAILURE_KEPT = 60_000_000_000
 cdef Py_ssize_t FAILURES_KEPT = 65_536
+# For how long after a server's goodbye, in ns, whoever connects there asks first whether there is one that takes new calls.
+cdef int64_t GOODBYE_KEPT = 10_000_000_000
 # How often all sockets that are closing are looked at, in ns; in between only the oldest ones are.
 cdef int64_t REAP_ALL_INTERVAL = 1_000_000
 # A channel used 2^n times lately keeps its socket for n + 1 times idle_ttl, at most this many times.
@@ -153,6 +155,7 @@ cdef class Table:
         self.queue = {}
         self.making = {}
         self.failures = {}
+        self.goodbyes = {}
         self.wait_histogram = [0] * (len(WAIT_BUCKETS) + 1)
         self.counted = dict.fromkeys(MESSAGES, 0)
         # With a clock of a test's own what varies by chance is the same in each run.
@@ -256,6 +259,7 @@ cdef class Table:
         slot.dies = slot.created + <int64_t>(self.max_lifetime_ns * slot.jitter)
         slot.persistent = endpoint in self.pinned
         slot.fd = -1
+        slot.cautious = slot.created - self.goodbyes.get(endpoint, slot.created - GOODBYE_KEPT) < GOODBYE_KEPT
         # What can fail comes first.
         if slots is None:
             self.slots[endpoint] = [slot]
@@ -311,11 +315,14 @@ cdef class Table:
             return slot.cause
         if channel is None:
             return FAILED
+        if channel.goodbye:
+            self.goodbyes[slot.endpoint] = self.now()
+            if len(self.goodbyes) > FAILURES_KEPT:
+                del self.goodbyes[next(iter(self.goodbyes))]
+            return GOODBYE
         if slot.stage == STAGE_CONNECTING:
             # Nobody waits for the connection any more; it may still come, but takes no place for that.
             return DEAD if slot.unreachable else ABANDONED
-        if channel.goodbye:
-            return GOODBYE
         if channel.state > STATE_OPEN:
             return LOST
         if now > slot.dies and not slot.persistent and channel.is_clean():

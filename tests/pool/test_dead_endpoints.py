@@ -21,7 +21,7 @@ from waiting_support import until
 
 from zmqcore._channel import Channel
 from zmqcore._pool import ChannelPool
-from zmqcore.errors import DeadlineExceeded, Unreachable, ZmqcoreError
+from zmqcore.errors import DeadlineExceeded, PeerLost, Unreachable, ZmqcoreError
 
 MakePool = Callable[..., ChannelPool]
 
@@ -358,3 +358,19 @@ def test_a_peer_that_never_answers_is_busy(make_pool: MakePool, silent: str) -> 
     assert pool.acquire(silent) is channel
     pool.release(channel)
     assert pool.stats()["lost"] == 0
+
+
+def test_where_a_server_has_said_goodbye_one_asks_first(make_pool: MakePool, far: Far) -> None:
+    """What is sent on a connection that a server may be closing right now: nobody could tell what has become of it."""
+    pool = make_pool()
+    where = far.endpoint(0)
+    channel = pool.acquire(where)
+    call(channel)
+    pool.release(channel)
+    far.port.goodbye()
+    until(lambda: channel.look() or not channel.usable, "the goodbye")
+    for _ in range(3):
+        with pytest.raises(PeerLost, match="takes nothing new") as raised:
+            pool.acquire(where)
+        assert not raised.value.executed_possible
+    assert pool.stats()["goodbyes"] == 4

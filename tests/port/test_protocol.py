@@ -235,7 +235,7 @@ def test_the_last_goodbye_says_what_has_been_taken(
     polite.send("goodbye")
     polite.send("ping")
     polite.receive_kind("pong")  # so it has been heard
-    port.close(linger=10.0)
+    assert port.farewell()
     last = client.receive_kind("goodbye")
     assert (last.id, last.ack) == (1, 2)
     assert polite.nothing_comes()

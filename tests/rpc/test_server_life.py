@@ -529,8 +529,8 @@ print("ready", flush=True)
 threads, limits = threading.active_count(), resource.getrlimit(resource.RLIMIT_AS)
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 # Stacks so large that there is room for as many as is said.
-threading.stack_size(1 << 30)
-resource.setrlimit(resource.RLIMIT_AS, (used + (int(sys.argv[1]) << 30) + (1 << 29), limits[1]))
+threading.stack_size(1 << 32)
+resource.setrlimit(resource.RLIMIT_AS, (used + (int(sys.argv[1]) << 32) + (1 << 31), limits[1]))
 try:
     server.start()
 except RuntimeError as exc:

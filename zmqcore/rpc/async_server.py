@@ -36,6 +36,8 @@ _BATCH = 64
 _DRAIN_QUIET = 0.1
 _DRAIN_STEP = 0.01
 _LINGER = 2.0
+#: How long a client that is awake takes to read the last goodbye, in seconds.
+_FAREWELL = 0.02
 #: How often calls that take long are acknowledged, in seconds.
 _ACK_INTERVAL = 0.1
 #: How long tasks that have been cancelled may take to end, in seconds, before the port is closed all the same.
@@ -362,6 +364,11 @@ class _Reader:
                     await asyncio.sleep(_DRAIN_STEP)
                     quiet = time.monotonic() - self._last_batch >= _DRAIN_QUIET
                     finished = quiet and not self._tasks and self.port.settled()
+                if finished:
+                    self._taking = False
+                    self._stop_reading()
+                    if self.port.farewell():
+                        await asyncio.sleep(_FAREWELL)
         finally:
             self._taking = False
             self._stop_reading()

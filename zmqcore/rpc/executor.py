@@ -36,6 +36,8 @@ _BATCH = 64
 #: they heard the goodbye arrives within this time.
 _DRAIN_QUIET = 0.1
 _DRAIN_STEP = 0.01
+#: How long a client that is awake takes to read the last goodbye, in seconds.
+_FAREWELL = 0.02
 #: How long replies that have been handed to libzmq may take to leave after the port is closed, in seconds.
 _LINGER = 2.0
 #: A handler that takes longer than this, in seconds, is worth waking another thread for.
@@ -85,7 +87,10 @@ class _Executor:
             for thread in self._threads:
                 if thread.is_alive():  # one that start() has not reached cannot be joined
                     thread.join(max(0.0, deadline - time.monotonic()))
-            return not any(thread.is_alive() for thread in self._threads)
+            finished = not any(thread.is_alive() for thread in self._threads)
+            if drain and finished and self._port.farewell():
+                time.sleep(_FAREWELL)
+            return finished
         finally:
             self._discard_waiting()
             self._port.close(linger=_LINGER)
