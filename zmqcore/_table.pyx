@@ -48,7 +48,7 @@ cdef int64_t BACKOFF_MAX = 1_000_000_000
 # How long a failure is remembered without a new attempt, in ns, and of how many endpoints.
 cdef int64_t FAILURE_KEPT = 60_000_000_000
 cdef Py_ssize_t FAILURES_KEPT = 65_536
-# For how long after a server's goodbye, in ns, whoever connects there asks first whether there is one that takes new calls.
+# For how long after a server's goodbye, in ns, who connects there asks first whether anything new is taken.
 cdef int64_t GOODBYE_KEPT = 10_000_000_000
 # How often all sockets that are closing are looked at, in ns; in between only the oldest ones are.
 cdef int64_t REAP_ALL_INTERVAL = 1_000_000
