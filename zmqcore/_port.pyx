@@ -368,8 +368,8 @@ cdef class Port(Answerer):
     def farewell(self) -> bool:
         """The last goodbye, before close() and instead of receiving anything more: what comes now is not executed.
 
-        Returns whether there is anybody who could have sent something since it read the first one. It hears that, and so
-        can try elsewhere what it has sent, if it reads the last one before the connection is closed: a moment later.
+        Returns whether there is anybody who could have sent something without having read the first one. Who reads the
+        last one before the connection is closed, a moment later, can try that elsewhere.
         """
         cdef Peer peer
         cdef int64_t now = now_ns()
