@@ -136,12 +136,30 @@ cdef extern from *:
     #endif
     }
 
+    /* A yield that takes longer than this, in ns, has given the CPU to a thread that computes. Blocking would not: who is
+       woken goes first. So this process then spins no more for a while, that long at first and at most. */
+    #define ZC_YIELD_LOST_NS 500000
+    #define ZC_BARRED_FIRST_NS 5000000
+    #define ZC_BARRED_MOST_NS 3200000000
+    static int64_t zc_barred_until = 0, zc_barred_for = 0;
+    static int zc_spin_barred(int64_t now) {
+        return now < __atomic_load_n(&zc_barred_until, __ATOMIC_RELAXED);
+    }
+    static void zc_bar_spin(int64_t now) {
+        int64_t last = __atomic_load_n(&zc_barred_until, __ATOMIC_RELAXED);
+        int64_t ns = __atomic_load_n(&zc_barred_for, __ATOMIC_RELAXED);
+        ns = now - last < 4 * ns ? 2 * ns : ZC_BARRED_FIRST_NS;
+        if (ns > ZC_BARRED_MOST_NS) ns = ZC_BARRED_MOST_NS;
+        __atomic_store_n(&zc_barred_for, ns, __ATOMIC_RELAXED);
+        __atomic_store_n(&zc_barred_until, now + ns, __ATOMIC_RELAXED);
+    }
+
     /* poll(2) on up to two descriptors (-1: none) until `deadline`, first `spin_ns` long without blocking.
        Returns a set of bits: 1 fd is readable, 2 wake_fd is, 4 a signal came; 0 when the time is over. */
     static int zc_wait(int fd, int wake_fd, int64_t deadline, int64_t spin_ns) {
         struct pollfd fds[2] = {{fd, POLLIN, 0}, {wake_fd, POLLIN, 0}};
         struct timespec left;
-        int64_t now, spin_until;
+        int64_t now, before, spin_until;
         int n;
         if (spin_ns > 0) {
             now = zc_now_ns();
@@ -150,8 +168,10 @@ cdef extern from *:
                 n = poll(fds, 2, 0);
                 if (n > 0) goto ready;
                 if (n < 0 && errno == EINTR) return 4;
+                before = now;
                 sched_yield();
                 now = zc_now_ns();
+                if (now - before > ZC_YIELD_LOST_NS) zc_bar_spin(now);
             } while (now < spin_until);
         }
         if (deadline == INT64_MAX) {
@@ -193,6 +213,7 @@ cdef extern from *:
     void zc_wake_write(int) noexcept nogil
     void zc_wake_clear(int) noexcept nogil
     int zc_wait(int fd, int wake_fd, int64_t deadline, int64_t spin_ns) noexcept nogil
+    bint zc_spin_barred(int64_t now) noexcept nogil
 
 __all__ = ["check_liveness", "generation", "open_sockets", "waiters"]
 
@@ -657,6 +678,8 @@ cdef class SharedSocket:
         """Return for how many ns the next wait should spin: 0 when spinning has not paid lately."""
         cdef int64_t now = zc_coarse_now_ns()
         cdef SpinScore shared = self.spin_shared
+        if zc_spin_barred(now):
+            return 0
         if now - self.spin_asked > SPIN_REMEMBERED:
             self.spin_score = shared.score
         self.spin_asked = now
