@@ -136,8 +136,8 @@ cdef extern from *:
     #endif
     }
 
-    /* A yield that takes longer than this, in ns, has given the CPU to a thread that computes. Blocking would not: who is
-       woken goes first. So this process then spins no more for a while, that long at first and at most. */
+    /* A yield that takes longer than this, in ns, has given the CPU to a thread that computes. Blocking would not: who
+       is woken goes first. So this process then spins no more for a while, that long at first and at most. */
     #define ZC_YIELD_LOST_NS 500000
     #define ZC_BARRED_FIRST_NS 5000000
     #define ZC_BARRED_MOST_NS 3200000000
