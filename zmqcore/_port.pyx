@@ -381,6 +381,8 @@ cdef class Port(Answerer):
                 for peer in list(self.peers.values()):
                     if peer.flow and not peer.parted and self._control(peer, KIND_GOODBYE, 1, b"", False):
                         heard = heard or now - peer.last_seen < BUSY_FOR
+        except errors.ZmqcoreError:
+            pass        # as in close()
         finally:
             self._unlock()
         return heard
